@@ -1,0 +1,241 @@
+"""The broker port: what taskq asks of whatever stores its records. Bytes and offsets; never a task.
+
+Three engines stand behind it (`memory`, `embedded`, and later `kafka`) and one conformance suite holds them to it
+(`tests/conformance`). Every method is synchronous and thread-safe unless it says otherwise, may block for I/O, and
+raises a `taskq.errors.BrokerError`.
+
+A consumer's life, as its owner sees it:
+
+    poll() -> Polled.assigned   these partitions are now ours; fetching starts at the committed offset
+           -> Polled.fetched    records, in offset order within a partition
+           -> Polled.revoking   another member should have these: stop starting work, let what runs end, commit,
+                                then release(); or keep() to go on when what runs takes too long
+           -> Polled.lost       gone already (fenced, or the directory was deleted): drop all work on them
+           -> Polled.errors     this partition can't be read further (damage); it stays ours and stands still
+    commit()                    progress, any time
+    close()                     leaves the group; partitions are free at once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from attrs import field, frozen
+
+from taskq.errors import BrokerError
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""Limit of one record's key, value and headers together, in bytes. Kafka's default `message.max.bytes` is the same."""
+
+COMMIT_METADATA_BYTES_MAX = 4096
+"""Limit of the progress kept with a committed offset, in bytes. Kafka's default `offset.metadata.max.bytes`."""
+
+PARTITIONS_DEFAULT = 8
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+class TopicPartition(NamedTuple):
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+class Record(NamedTuple):
+    """A record as read. A named tuple because a worker makes hundreds of thousands of them a second."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Message(NamedTuple):
+    """A record to be sent: the broker gives it an offset and a timestamp."""
+
+    value: bytes
+    key: bytes | None = None
+    headers: Headers = ()
+
+
+@frozen
+class Committed:
+    """A group's progress in a partition: everything below `offset` is finished; `metadata` tells what above it is."""
+
+    offset: int
+    metadata: bytes = b""
+
+
+class Fetched(NamedTuple):
+    """Records of one partition, in offset order."""
+
+    tp: TopicPartition
+    records: list[Record]
+
+
+@frozen
+class Polled:
+    """What one `Consumer.poll` brings. See the module docstring for what to do with each part."""
+
+    fetched: list[Fetched] = field(factory=list)
+    assigned: Mapping[TopicPartition, Committed] = field(factory=dict)
+    revoking: frozenset[TopicPartition] = frozenset()
+    lost: frozenset[TopicPartition] = frozenset()
+    errors: Mapping[TopicPartition, BrokerError] = field(factory=dict)
+
+
+@frozen
+class PartitionBounds:
+    """The offsets a partition holds: `start` is the first, `end` the one the next record will get."""
+
+    start: int
+    end: int
+
+
+@frozen
+class TopicDescription:
+    name: str
+    partitions: tuple[PartitionBounds, ...]
+    size_bytes: tuple[int, ...]
+    """Bytes on disk, by partition."""
+
+
+@frozen
+class GroupDescription:
+    name: str
+    members: Mapping[str, tuple[str, ...]]
+    """Live members: id -> topics subscribed."""
+    owners: Mapping[TopicPartition, str]
+    """Partition -> id of the member that holds it. A partition nobody holds is absent."""
+    committed: Mapping[TopicPartition, Committed]
+
+
+class Producer(Protocol):
+    def send(
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+    ) -> tuple[int, int]:
+        """Append one record; return its (partition, offset) once the broker has it, as durably as configured.
+
+        The partition is murmur2(key) modulo the number of partitions, as Kafka's own clients choose it; without a key,
+        records are spread in batches. The topic is created on first use. With `wait=False` a call that would have
+        to wait for a lock or a disk raises `WouldBlock` instead and appends nothing.
+        """
+        ...
+
+    def send_many(self, topic: str, messages: Sequence[Message]) -> None:
+        """Append many records in few writes. Messages of one partition keep their order.
+
+        All or nothing for each partition: an error may leave some partitions' share appended.
+        """
+        ...
+
+    def close(self) -> None:
+        """Make everything durable that is not yet, and release files and threads. Idempotent."""
+        ...
+
+
+class Consumer(Protocol):
+    """One member of a group. `wakeup` may be called from any thread; everything else by its one owner."""
+
+    @property
+    def member_id(self) -> str: ...
+
+    def poll(self, timeout: float, records_max: int = 4096) -> Polled:
+        """Wait up to `timeout` seconds for something to report; return as soon as there is anything, or empty.
+
+        `records_max` is a soft bound: a batch is never split, so a little more may come.
+        """
+        ...
+
+    def wakeup(self) -> None:
+        """Make the current or next `poll` return at once. Thread-safe; many calls may count as one."""
+        ...
+
+    def pause(self, tps: Sequence[TopicPartition]) -> None:
+        """Stop fetching these; they stay ours. What was fetched is not returned again."""
+        ...
+
+    def resume(self, tps: Sequence[TopicPartition]) -> None: ...
+
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+        """Store progress of partitions we hold. Durable against process death when it returns.
+
+        Raises ConfigError if metadata is over COMMIT_METADATA_BYTES_MAX; partitions not held are ignored.
+        """
+        ...
+
+    def release(self, tps: Sequence[TopicPartition]) -> None:
+        """Give up partitions that were `revoking`. Commit first."""
+        ...
+
+    def keep(self, tps: Sequence[TopicPartition]) -> None:
+        """Go on with partitions that were `revoking`; the group asks again later."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group and free every partition held. Does not commit. Idempotent."""
+        ...
+
+
+class Reader(Protocol):
+    """Looks at partitions without belonging to a group."""
+
+    def bounds(self, tp: TopicPartition) -> PartitionBounds: ...
+
+    def read(self, tp: TopicPartition, offset: int, bytes_max: int = 1024 * 1024) -> list[Record]:
+        """Records from `offset` on, at least one if there is one, whole batches up to about `bytes_max` bytes.
+
+        Below the start it reads from the start. At or past the end: an empty list.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Admin(Protocol):
+    def topics(self) -> list[str]:
+        """Names of all topics, sorted."""
+        ...
+
+    def partitions(self, topic: str) -> int: ...
+
+    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT) -> None:
+        """Raises ConfigError if it exists, or the name or number is not allowed."""
+        ...
+
+    def describe_topic(self, topic: str) -> TopicDescription: ...
+
+    def groups(self) -> list[str]:
+        """Names of groups that have members or committed offsets, sorted."""
+        ...
+
+    def describe_group(self, group: str) -> GroupDescription: ...
+
+    def close(self) -> None: ...
+
+
+class Broker(Protocol):
+    """An opened broker. `url` is absolute. The factory methods may be called many times; `close` closes all."""
+
+    @property
+    def url(self) -> str: ...
+
+    def producer(self) -> Producer: ...
+
+    def consumer(self, group: str, topics: Sequence[str]) -> Consumer:
+        """Join `group`. Topics that don't exist are created. A new group starts at each partition's start."""
+        ...
+
+    def reader(self) -> Reader: ...
+
+    def admin(self) -> Admin: ...
+
+    def close(self) -> None: ...
+
+
+class WouldBlock(Exception):
+    """`Producer.send(wait=False)` would have to wait. Not an error: call again with `wait=True` off the event loop."""

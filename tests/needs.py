@@ -24,7 +24,7 @@ def require(need: str) -> str:
         path = shutil.which(name)
         if path is not None:
             return path
-    missing(need, f"{need} is not installed")
+    return missing(need, f"{need} is not installed")
 
 
 def missing(need: str, reason: str) -> NoReturn:

@@ -1,0 +1,33 @@
+"""Where records are stored: `connect` opens the broker that a URL names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskq.config import Durability, Settings, broker_path
+from taskq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from taskq.broker.port import Broker
+
+
+def connect(settings: Settings) -> Broker:
+    """Open the broker at `settings.broker`. Raises BrokerUnavailable, or ConfigError for a URL of no known kind."""
+    scheme = settings.broker.partition(":")[0]
+    if scheme == "file":
+        from taskq.broker.embedded import EmbeddedBroker
+
+        return EmbeddedBroker(
+            str(broker_path(settings.broker)),
+            durability=Durability.parse(settings.durability),
+            partitions_default=settings.partitions,
+            partitions=settings.topics,
+            shared=settings.directory_mode == "group",
+        )
+    if scheme == "memory":
+        from taskq.broker.memory import MemoryBroker
+
+        return MemoryBroker(partitions_default=settings.partitions, topics=settings.topics)
+    if scheme == "kafka":
+        raise ConfigError(f"{settings.broker}: Kafka brokers are not available yet in this version; use a directory")
+    raise ConfigError(f"{settings.broker}: not a broker URL: use a path, file:///path, or memory:")

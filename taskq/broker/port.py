@@ -33,6 +33,9 @@ COMMIT_METADATA_BYTES_MAX = 4096
 
 PARTITIONS_DEFAULT = 8
 
+OWN_HEADERS = "taskq-"
+"""How the names of headers begin that taskq itself adds. They don't count towards MESSAGE_BYTES_MAX."""
+
 Headers = tuple[tuple[str, bytes], ...]
 
 

@@ -1,0 +1,234 @@
+"""A member of an embedded group: which partitions it should have, which it has, and reading those.
+
+Every member looks at the same facts (who lives, who owns which partition) and computes the same sticky assignment
+(assignment.py). It then takes the leases that are due to it as they come free, and asks its owner to finish with those
+that are due to others. Two members may look at different moments and disagree for a while; the lease, a flock, keeps
+them apart, and both look again every TICK_S until what they have is what is due. A member that comes or goes in order
+rings the others at once; one that dies is missed at the next tick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+from taskq.broker.assignment import assign
+from taskq.broker.log import names, offsets
+from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.directory import DataDirectory
+from taskq.broker.log.partition import Partition
+from taskq.broker.membership import Membership
+from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed, Fetched, Polled, TopicPartition
+from taskq.broker.wakeups import GROUP_CHANGED, NEW_RECORDS, Bell, Wakeup
+from taskq.errors import BrokerError, ConfigError, CorruptLog
+
+TICK_S = 0.25
+"""How often a member looks for others that died. Failover is this and a moment."""
+
+KEEP_S = 5.0
+"""How long a partition that its owner would not let go is left alone before asking again."""
+
+READ_BYTES = 512 * 1024
+
+_log = logging.getLogger("taskq.broker")
+
+
+class _Held:
+    """A partition that is ours."""
+
+    __slots__ = ("cursor", "is_paused", "is_revoking", "keep_until", "lease", "partition")
+
+    def __init__(self, lease: offsets.Lease, partition: Partition, cursor: Cursor) -> None:
+        self.lease = lease
+        self.partition = partition
+        self.cursor = cursor
+        self.is_paused = False
+        self.is_revoking = False
+        self.keep_until = 0.0
+
+
+class EmbeddedConsumer:
+    """See `taskq.broker.port.Consumer`."""
+
+    def __init__(self, directory: DataDirectory, bell: Bell, group: str, topics: Sequence[str]) -> None:
+        root = directory.root
+        self.member_id = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._directory = directory
+        self._bell = bell
+        self._group = group
+        self._counts = {topic: directory.ensure(topic) for topic in topics}
+        self._waiters = names.group_waiters(root, group)
+        self._wakeup = Wakeup(self.member_id, [self._waiters, *(names.topic_waiters(root, t) for t in self._counts)])
+        self._membership = Membership(directory.files, root, group, self.member_id, tuple(self._counts))
+        self._held: dict[TopicPartition, _Held] = {}
+        self._live: dict[str, tuple[str, ...]] = {}
+        self._is_settled = False
+        self._next_tick = 0.0
+        self._first = 0
+        self._is_woken = False
+        self._is_closed = False
+        bell.ring(self._waiters, GROUP_CHANGED)
+
+    # -- polling
+
+    def poll(self, timeout: float, records_max: int = 4096) -> Polled:
+        deadline = time.monotonic() + timeout
+        while True:
+            now = time.monotonic()
+            if now >= self._next_tick:
+                self._next_tick = now + TICK_S
+                changes = self._rebalance(now)
+                if changes is not None:
+                    return changes
+            fetched, errors = self._fetch(records_max)
+            if fetched or errors or self._is_woken or now >= deadline:
+                self._is_woken = False
+                return Polled(fetched=fetched, errors=errors)
+            if self._has_news_after_arming():
+                continue
+            rung = self._wakeup.wait(min(deadline, self._next_tick) - now)
+            if GROUP_CHANGED in rung:
+                self._next_tick = 0.0
+
+    def wakeup(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._wakeup.ring(NEW_RECORDS)
+
+    def _has_news_after_arming(self) -> bool:
+        """Ask to be woken at the next append; True if one came before that was heard."""
+        readable = [held for held in self._held.values() if not held.is_paused and not held.is_revoking]
+        for held in readable:
+            held.partition.wait_for_append()
+        return any(held.partition.end() > held.cursor.offset for held in readable)
+
+    def _fetch(self, records_max: int) -> tuple[list[Fetched], dict[TopicPartition, BrokerError]]:
+        fetched: list[Fetched] = []
+        errors: dict[TopicPartition, BrokerError] = {}
+        held_partitions = list(self._held.items())
+        count = len(held_partitions)
+        for turn in range(count):
+            tp, held = held_partitions[(self._first + turn) % count]
+            if held.is_paused or held.is_revoking or held.partition.end() <= held.cursor.offset:
+                continue
+            try:
+                records = held.cursor.read(READ_BYTES, records_max)
+            except CorruptLog as error:
+                held.is_paused = True
+                errors[tp] = error
+                continue
+            if records:
+                fetched.append(Fetched(tp, records))
+                records_max -= len(records)
+                if records_max <= 0:
+                    self._first += turn + 1  # who comes after this one goes first next time
+                    break
+        return fetched, errors
+
+    # -- who has what
+
+    def _rebalance(self, now: float) -> Polled | None:
+        """Take what is due to us and free, and report what is due to others. None if nothing changed."""
+        live = self._membership.live()
+        if live == self._live and self._is_settled:
+            return None
+        self._live = live
+        target = {tp for tp, member in assign(live, self._counts_of(live), self._owners()).items() if member == self.member_id}
+        assigned = {tp: committed for tp in sorted(target - self._held.keys()) if (committed := self._take(tp))}
+        revoking = set()
+        for tp, held in self._held.items():
+            if tp in target:
+                held.is_revoking = False
+            elif not held.is_revoking and now >= held.keep_until:
+                held.is_revoking = True
+                revoking.add(tp)
+        self._is_settled = target == self._held.keys()
+        if not assigned and not revoking:
+            return None
+        return Polled(assigned=assigned, revoking=frozenset(revoking))
+
+    def _counts_of(self, live: Mapping[str, Sequence[str]]) -> dict[str, int]:
+        """Partitions of every topic that any live member reads: the assignment is computed over all of them."""
+        topics = {topic for member_topics in live.values() for topic in member_topics}
+        return {topic: self._directory.ensure(topic) for topic in sorted(topics)}
+
+    def _owners(self) -> dict[TopicPartition, str]:
+        owners = {}
+        for topic, count in self._counts_of(self._live).items():
+            for number in range(count):
+                tp = TopicPartition(topic, number)
+                owner = self.member_id if tp in self._held else self._peek(tp)[0]
+                if owner:
+                    owners[tp] = owner
+        return owners
+
+    def _peek(self, tp: TopicPartition) -> tuple[str, Committed | None]:
+        return offsets.peek(self._directory.files, self._directory.root, self._group, tp.topic, tp.partition)
+
+    def _take(self, tp: TopicPartition) -> Committed | None:
+        """Take the lease if it is free; return where to go on from."""
+        directory = self._directory
+        partition = directory.partition(tp)
+        lease = offsets.Lease.take(directory.files, directory.root, self._group, tp.topic, tp.partition, self.member_id)
+        if lease is None:
+            return None
+        bounds = partition.bounds()
+        committed = lease.committed or Committed(bounds.start)
+        if committed.offset > bounds.end:
+            _log.warning(
+                "%s: group %s had committed offset %d, but the log ends at %d (a power cut?); going on from there",
+                *(tp, self._group, committed.offset, bounds.end),
+            )
+            committed = Committed(bounds.end)
+        self._held[tp] = _Held(lease, partition, partition.cursor(committed.offset))
+        return committed
+
+    # -- what the owner says
+
+    def pause(self, tps: Sequence[TopicPartition]) -> None:
+        for tp in tps:
+            self._held[tp].is_paused = True
+
+    def resume(self, tps: Sequence[TopicPartition]) -> None:
+        for tp in tps:
+            self._held[tp].is_paused = False
+
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+        for tp, committed in progress.items():
+            if len(committed.metadata) > COMMIT_METADATA_BYTES_MAX:
+                raise ConfigError(
+                    f"{tp}: {len(committed.metadata)} bytes of commit metadata; {COMMIT_METADATA_BYTES_MAX} is the limit"
+                )
+        for tp, committed in progress.items():
+            held = self._held.get(tp)
+            if held is not None:
+                held.lease.commit(committed)
+
+    def release(self, tps: Sequence[TopicPartition]) -> None:
+        for tp in tps:
+            held = self._held.pop(tp)
+            held.cursor.close()
+            held.lease.release()
+        self._bell.ring(self._waiters, GROUP_CHANGED)
+
+    def keep(self, tps: Sequence[TopicPartition]) -> None:
+        for tp in tps:
+            held = self._held[tp]
+            held.is_revoking = False
+            held.keep_until = time.monotonic() + KEEP_S
+        self._is_settled = False
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for held in self._held.values():
+            held.cursor.close()
+            held.lease.release()
+        self._held.clear()
+        self._membership.leave()
+        self._wakeup.close()
+        self._bell.ring(self._waiters, GROUP_CHANGED)

@@ -1,0 +1,284 @@
+"""The embedded broker: a data directory that any number of processes of one machine share. No server.
+
+This module is the port over `log/`: publishing, looking, administering. Groups are in consumer.py and membership.py.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
+
+from taskq.broker.consumer import EmbeddedConsumer
+from taskq.broker.log import names, offsets
+from taskq.broker.log.batch import encode_many, encode_one
+from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.directory import DataDirectory
+from taskq.broker.log.files import RealFiles
+from taskq.broker.log.flusher import Flusher
+from taskq.broker.log.partition import Partition
+from taskq.broker.membership import live_members
+from taskq.broker.partitioner import Spread, partition_for_key
+from taskq.broker.port import (
+    MESSAGE_BYTES_MAX,
+    OWN_HEADERS,
+    PARTITIONS_DEFAULT,
+    GroupDescription,
+    Headers,
+    Message,
+    PartitionBounds,
+    Record,
+    TopicDescription,
+    TopicPartition,
+    WouldBlock,
+)
+from taskq.broker.wakeups import NEW_RECORDS, Bell
+from taskq.config import Durability, check_group
+from taskq.errors import BrokerUnavailable, MessageTooLarge
+
+_BATCH_BYTES_MAX = 256 * 1024  # a reader takes at least a whole batch, so this bounds its memory
+_BATCH_RECORDS_MAX = 1000
+
+
+class EmbeddedBroker:
+    """See `taskq.broker.port.Broker`. Thread-safe; not to be used across `fork`."""
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        durability: Durability = Durability("interval", 100),
+        partitions_default: int = PARTITIONS_DEFAULT,
+        partitions: Mapping[str, int] = MappingProxyType({}),
+        shared: bool = False,
+    ) -> None:
+        self._bell = Bell()
+        self._directory = DataDirectory(
+            root, RealFiles(shared=shared), self._wake, partitions_default=partitions_default, partitions=partitions
+        )
+        self._durability = durability
+        self._mutex = threading.Lock()
+        self._consumers: list[EmbeddedConsumer] = []
+        self._flusher = Flusher(self._directory.opened, durability.interval_ms / 1000)
+        self._is_closed = False
+        atexit.register(self.close)
+
+    @property
+    def url(self) -> str:
+        return f"file://{self._directory.root}"
+
+    def _wake(self, topic: str) -> None:
+        self._bell.ring(names.topic_waiters(self._directory.root, topic), NEW_RECORDS)
+
+    def producer(self) -> EmbeddedProducer:
+        self._check_open()
+        return EmbeddedProducer(self._directory, self._flusher, self._durability)
+
+    def consumer(self, group: str, topics: Sequence[str]) -> EmbeddedConsumer:
+        self._check_open()
+        consumer = EmbeddedConsumer(self._directory, self._bell, check_group(group), topics)
+        with self._mutex:
+            self._consumers.append(consumer)
+        return consumer
+
+    def reader(self) -> EmbeddedReader:
+        self._check_open()
+        return EmbeddedReader(self._directory)
+
+    def admin(self) -> EmbeddedAdmin:
+        self._check_open()
+        return EmbeddedAdmin(self._directory)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BrokerUnavailable(f"the broker at {self.url} has been closed by this process; open it again")
+
+    def close(self) -> None:
+        with self._mutex:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        atexit.unregister(self.close)
+        for consumer in self._consumers:
+            consumer.close()
+        if self._durability.kind != "os":
+            self._flusher.close()
+        self._directory.close()
+        self._bell.close()
+
+
+class _Topic:
+    """A topic as a producer sees it."""
+
+    __slots__ = ("name", "partitions", "spread")
+
+    def __init__(self, directory: DataDirectory, name: str) -> None:
+        self.name = name
+        self.partitions: list[Partition] = [
+            directory.partition(TopicPartition(name, number)) for number in range(directory.ensure(name))
+        ]
+        self.spread = Spread(len(self.partitions))
+
+
+class EmbeddedProducer:
+    """See `taskq.broker.port.Producer`."""
+
+    def __init__(self, directory: DataDirectory, flusher: Flusher, durability: Durability) -> None:
+        self._directory = directory
+        self._topics: dict[str, _Topic] = {}
+        self._flusher = flusher
+        self._syncs_each = durability.kind == "fsync"
+        self._flushes = durability.kind == "interval"
+
+    def send(
+        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+    ) -> tuple[int, int]:
+        target = self._topics.get(topic) or self._open(topic)
+        if len(value) > MESSAGE_BYTES_MAX or key is not None or headers:
+            check_size(topic, value, key, headers)
+        number = target.spread.next() if key is None else partition_for_key(key, len(target.partitions))
+        partition = target.partitions[number]
+        if self._syncs_each and not wait:
+            raise WouldBlock
+        offset = partition.append(encode_one(value, key, headers, int(time.time() * 1000)), 1, wait=wait)
+        if self._syncs_each:
+            partition.sync()
+        elif self._flushes and not self._flusher.is_dirty:
+            self._flusher.touch()
+        return number, offset
+
+    def send_many(self, topic: str, messages: Sequence[Message]) -> None:
+        target = self._topics.get(topic) or self._open(topic)
+        # Cut into batches, and so checked for size, before the first is appended.
+        batches = [(target.partitions[n], batch) for n, share in _shares(target, messages) for batch in _cut(topic, share)]
+        timestamp_ms = int(time.time() * 1000)
+        for partition, batch in batches:
+            partition.append(encode_many(batch, timestamp_ms), len(batch))
+        if self._syncs_each:
+            for partition in {partition for partition, _ in batches}:
+                partition.sync()
+        elif self._flushes and not self._flusher.is_dirty:
+            self._flusher.touch()
+
+    def _open(self, topic: str) -> _Topic:
+        return self._topics.setdefault(topic, _Topic(self._directory, topic))
+
+    def close(self) -> None:
+        self._flusher.sync()
+
+
+def check_size(topic: str, value: bytes, key: bytes | None, headers: Headers) -> int:
+    """The size of a message in bytes. Raises MessageTooLarge.
+
+    Headers of taskq's own don't count: a message that was just small enough must still fit as a dead letter.
+    """
+    size = len(value) + len(key or b"")
+    size += sum(len(name) + len(text) for name, text in headers if not name.startswith(OWN_HEADERS))
+    if size > MESSAGE_BYTES_MAX:
+        raise MessageTooLarge(
+            f"a message of {size} bytes for topic {topic!r}; {MESSAGE_BYTES_MAX} is the limit. "
+            "Store the payload elsewhere and pass a reference to it"
+        )
+    return size
+
+
+def _shares(target: _Topic, messages: Sequence[Message]) -> list[tuple[int, Sequence[Message]]]:
+    """Which messages go to which partition."""
+    if all(key is None for _, key, _ in messages):
+        return [(number, messages[share.start : share.stop]) for number, share in target.spread.split(len(messages))]
+    by_partition: dict[int, list[Message]] = {}
+    for message in messages:
+        key = message.key
+        number = target.spread.next() if key is None else partition_for_key(key, len(target.partitions))
+        by_partition.setdefault(number, []).append(message)
+    return list(by_partition.items())
+
+
+def _cut(topic: str, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Cut `messages` into batches of bounded size. Raises MessageTooLarge."""
+    start = size = 0
+    for index, (value, key, headers) in enumerate(messages):
+        length = len(value)
+        if length > MESSAGE_BYTES_MAX or key is not None or headers:
+            length = check_size(topic, value, key, headers)
+        if index > start and (size + length > _BATCH_BYTES_MAX or index - start == _BATCH_RECORDS_MAX):
+            yield messages[start:index]
+            start, size = index, 0
+        size += length
+    if messages:
+        yield messages[start:]
+
+
+class EmbeddedReader:
+    """See `taskq.broker.port.Reader`. Keeps the place where it last read, so that reading on costs no look-up."""
+
+    def __init__(self, directory: DataDirectory) -> None:
+        self._directory = directory
+        self._mutex = threading.Lock()
+        self._cursors: dict[TopicPartition, Cursor] = {}
+
+    def bounds(self, tp: TopicPartition) -> PartitionBounds:
+        return self._directory.partition(tp).bounds()
+
+    def read(self, tp: TopicPartition, offset: int, bytes_max: int = 1024 * 1024) -> list[Record]:
+        partition = self._directory.partition(tp)
+        with self._mutex:
+            cursor = self._cursors.get(tp)
+            if cursor is None or cursor.offset != offset:
+                if cursor is not None:
+                    cursor.close()
+                cursor = self._cursors[tp] = partition.cursor(offset)
+            return cursor.read(bytes_max)
+
+    def close(self) -> None:
+        with self._mutex:
+            for cursor in self._cursors.values():
+                cursor.close()
+            self._cursors.clear()
+
+
+class EmbeddedAdmin:
+    """See `taskq.broker.port.Admin`."""
+
+    def __init__(self, directory: DataDirectory) -> None:
+        self._directory = directory
+
+    def topics(self) -> list[str]:
+        return self._directory.topics()
+
+    def partitions(self, topic: str) -> int:
+        return self._directory.count(topic)
+
+    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT) -> None:
+        self._directory.create(topic, partitions)
+
+    def describe_topic(self, topic: str) -> TopicDescription:
+        tps = [TopicPartition(topic, number) for number in range(self._directory.count(topic))]
+        opened = [self._directory.partition(tp) for tp in tps]
+        return TopicDescription(
+            topic, tuple(partition.bounds() for partition in opened), tuple(partition.size_bytes() for partition in opened)
+        )
+
+    def groups(self) -> list[str]:
+        return sorted(self._directory.files.listdir(names.groups(self._directory.root)))
+
+    def describe_group(self, group: str) -> GroupDescription:
+        files, root = self._directory.files, self._directory.root
+        live = live_members(files, root, group)
+        owners, committed = {}, {}
+        with suppress(FileNotFoundError):
+            for topic in sorted(files.listdir(names.group_topics(root, group))):
+                for number in range(self._directory.find_count(topic) or 0):
+                    owner, found = offsets.peek(files, root, group, topic, number)
+                    tp = TopicPartition(topic, number)
+                    if owner in live:
+                        owners[tp] = owner
+                    if found is not None:
+                        committed[tp] = found
+        return GroupDescription(group, live, owners, committed)
+
+    def close(self) -> None:
+        """Nothing is held."""

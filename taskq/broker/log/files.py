@@ -1,0 +1,85 @@
+"""The file system as a port: every touch of a file that the log's safety depends on goes through a `Files`.
+
+`RealFiles` is the operating system. A test hands in another one to make writes fail, tear or vanish; nothing else in
+`log/` may call `os` for I/O, and `os.fsync` and `os.fdatasync` are called nowhere but here.
+
+On macOS `fsync` hands data to the drive, which may still hold it in its own cache; there is no `fdatasync`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Protocol
+
+
+class Files(Protocol):
+    def open(self, path: str, *, create: bool = False, write: bool = True) -> int: ...
+    def close(self, fd: int, /) -> None: ...
+    def pread(self, fd: int, size: int, position: int, /) -> bytes: ...
+    def pwrite(self, fd: int, data: bytes, position: int, /) -> int: ...
+    def size(self, fd: int) -> int: ...
+    def truncate(self, fd: int, size: int, /) -> None: ...
+    def sync(self, fd: int, /) -> None:
+        """Return once the file's bytes are on stable storage. If it raises, they may be lost: never call it again."""
+        ...
+
+    def sync_directory(self, path: str) -> None:
+        """Make the creation, renaming and removal of entries of `path` durable."""
+        ...
+
+    def listdir(self, path: str) -> list[str]: ...
+    def makedirs(self, path: str) -> None: ...
+    def rename(self, old: str, new: str, /) -> None: ...
+    def unlink(self, path: str, /) -> None: ...
+    def map_shared(self, fd: int, size: int) -> memoryview:
+        """The first `size` bytes of the file as memory that all processes which map it share, as 64-bit words."""
+        ...
+
+
+class RealFiles:
+    """The operating system. The hot calls are the `os` functions themselves, without a frame in between.
+
+    What it creates is private to its user (0700, 0600), or with `shared` to its group (0770, 0660).
+    """
+
+    close = staticmethod(os.close)
+    pread = staticmethod(os.pread)
+    pwrite = staticmethod(os.pwrite)
+    truncate = staticmethod(os.ftruncate)
+    sync = staticmethod(getattr(os, "fdatasync", os.fsync))
+    rename = staticmethod(os.rename)
+    unlink = staticmethod(os.unlink)
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
+
+    def open(self, path: str, *, create: bool = False, write: bool = True) -> int:
+        flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
+        if not create:
+            return os.open(path, flags)
+        fd = os.open(path, flags | os.O_CREAT, 0o660 if self._shared else 0o600)
+        if self._shared and os.fstat(fd).st_uid == os.geteuid():
+            os.fchmod(fd, 0o660)  # whatever the umask says
+        return fd
+
+    def size(self, fd: int) -> int:
+        return os.fstat(fd).st_size
+
+    def sync_directory(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def listdir(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def makedirs(self, path: str) -> None:
+        os.makedirs(path, 0o770 if self._shared else 0o700, exist_ok=True)
+        if self._shared and os.stat(path).st_uid == os.geteuid():
+            os.chmod(path, 0o770)
+
+    def map_shared(self, fd: int, size: int) -> memoryview:
+        return memoryview(mmap.mmap(fd, size)).cast("q")

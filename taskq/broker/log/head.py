@@ -1,0 +1,178 @@
+"""A partition's head: where its log ends, in memory that all processes share.
+
+The head is a small file, mapped by every process that uses the partition. Its descriptor carries the append lock. It
+survives the death of any process (the page belongs to the file), but says nothing after a reboot, when the log's own
+tail may be gone: it carries the boot's id, and a head of another boot is rebuilt by scanning the log.
+
+    word 0       magic and version
+    words 1-2    id of the boot that it is valid for
+    word 3       generation: counts appends; its parity says which of the two slots is valid
+    word 4       intent: generation + 1 while an append is under way, else equal to the generation
+    word 5       waiting: 1 when a consumer sleeps until the next append
+    words 8-15   slot 0: segment base offset, position in it, next offset, position of the last index entry, size of the
+                 index, start offset, the generation, and the XOR of these seven
+    words 16-23  slot 1
+
+Why two slots: a writer may die between any two stores. It fills the slot that is not valid and then stores the
+generation, one aligned 64-bit store, which is the moment the append takes place: a reader sees all of it or
+nothing. A writer that finds `intent` ahead of the generation knows that the one before died in between and left
+bytes past the position, and cuts them.
+
+Who may do what: the slots, the generation and the intent are written only under the append lock; `waiting` is set and
+cleared only under it, so an append and a consumer going to sleep cannot miss each other; anything may be read at
+any time. A reader that holds no lock may see a slot half rewritten, two appends later; the XOR word shows it (also on
+processors that reorder stores), and it looks again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from functools import cache
+from pathlib import Path
+from struct import Struct
+
+from attrs import frozen
+
+MAGIC = 0x7461736B71_0001  # "taskq", version 1
+HEAD_BYTES = 256
+
+_GENERATION, _INTENT, _WAITING = 3, 4, 5
+_SLOT_WORDS = 8
+_SLOT = Struct("=8q")
+_NEXT_OFFSET = 10  # word of slot 0
+
+
+@frozen
+class HeadState:
+    """The end of a partition's log: all that an append must know."""
+
+    segment_base: int
+    position: int
+    next_offset: int
+    index_position: int
+    """Byte in the log of the batch that the last index entry names; -1 if there is none."""
+    index_size: int
+    start_offset: int
+
+
+class Head:
+    """The mapped words. Holds no state of its own, so it can never be out of date."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: memoryview) -> None:
+        self.words = words
+
+    def is_valid(self) -> bool:
+        """Whether it was made in this boot and its valid slot is whole. Call under the append lock."""
+        words = self.words
+        if words[0] != MAGIC or (words[1], words[2]) != boot_id():
+            return False
+        return self._slot(words[_GENERATION]) is not None
+
+    @property
+    def generation(self) -> int:
+        return int(self.words[_GENERATION])
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a writer died in the middle of an append. Call under the append lock."""
+        return bool(self.words[_INTENT] != self.words[_GENERATION])
+
+    def begin(self) -> None:
+        """An append is about to write."""
+        self.words[_INTENT] = self.words[_GENERATION] + 1
+
+    def abandon(self) -> None:
+        """The append wrote nothing, or what it wrote has been cut."""
+        self.words[_INTENT] = self.words[_GENERATION]
+
+    def publish(
+        self, segment_base: int, position: int, next_offset: int, index_position: int, index_size: int, start: int
+    ) -> int:
+        """Make a new end visible; return the generation. Call between `begin` and the unlocking."""
+        words = self.words
+        generation: int = words[_GENERATION] + 1
+        check = segment_base ^ position ^ next_offset ^ index_position ^ index_size ^ start ^ generation
+        slot = (segment_base, position, next_offset, index_position, index_size, start, generation, check)
+        _SLOT.pack_into(words.obj, 64 if not generation & 1 else 128, *slot)
+        words[_GENERATION] = generation
+        return generation
+
+    def reset(self, state: HeadState) -> int:
+        """Make it valid for this boot, ending at `state`; return the generation. Call under the append lock."""
+        words = self.words
+        words[_GENERATION] = words[_INTENT] = 0
+        words[_WAITING] = 0
+        words[1], words[2] = boot_id()
+        self.begin()
+        generation = self.publish(
+            state.segment_base,
+            state.position,
+            state.next_offset,
+            state.index_position,
+            state.index_size,
+            state.start_offset,
+        )
+        words[0] = MAGIC
+        return generation
+
+    def state(self) -> HeadState:
+        """The end of the log as of now. Safe without the lock."""
+        while True:
+            slot = self._slot(self.words[_GENERATION])
+            if slot is not None:
+                return slot
+
+    def next_offset(self) -> int:
+        """`state().next_offset`, for those who ask thousands of times a second.
+
+        Where stores are reordered this may be the end as of one append earlier: true then, and never too far.
+        """
+        words = self.words
+        while True:
+            generation = words[_GENERATION]
+            found: int = words[_NEXT_OFFSET if not generation & 1 else _NEXT_OFFSET + _SLOT_WORDS]
+            # The slot of an even generation is rewritten only after the next generation is published.
+            if words[_GENERATION] == generation:
+                return found
+
+    def _slot(self, generation: int) -> HeadState | None:
+        *state, slot_generation, check = _SLOT.unpack_from(self.words.obj, 64 if not generation & 1 else 128)
+        xor = slot_generation
+        for word in state:
+            xor ^= word
+        return HeadState(*state) if xor == check and slot_generation == generation else None
+
+    def set_waiting(self) -> None:
+        """Ask the next append to wake the waiting consumers. Call under the append lock."""
+        self.words[_WAITING] = 1
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self.words[_WAITING])
+
+    def take_waiting(self) -> bool:
+        """Whether somebody waits; resets it. Call under the append lock."""
+        if self.words[_WAITING]:
+            self.words[_WAITING] = 0
+            return True
+        return False
+
+
+@cache
+def boot_id() -> tuple[int, int]:
+    """An id that changes at every boot, as two words. Where the system has none, zeros: then a head is always trusted.
+
+    Linux: /proc/sys/kernel/random/boot_id. macOS: the boot's session uuid, which `sysctl` prints.
+    """
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        import subprocess
+
+        command = ["sysctl", "-n", "kern.bootsessionuuid"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    raw = uuid.UUID(text.strip()).bytes
+    return int.from_bytes(raw[:8], "big", signed=True), int.from_bytes(raw[8:], "big", signed=True)
+

@@ -1,0 +1,41 @@
+"""flock, and what it does and does not do. The only module that imports `fcntl`.
+
+A flock belongs to the open file description: the kernel frees it when the last descriptor of that description is
+closed, so when its process dies, however it dies, and never sooner. That is why there is no time-out to tune and no
+stalled holder that another overtakes by mistake.
+
+What follows from "open file description", and who takes care of it:
+
+- Two `open` calls in one process exclude each other as two processes do, but threads that share one descriptor do
+  not: every descriptor that is locked here is guarded by a `threading.Lock` beside it.
+- A forked child shares its parent's descriptions, and so its parent's locks: both would believe they hold them. A
+  broker must not be used across `fork`; `taskq.app` drops it in the child.
+- Network file systems differ. The data directory must be on a local one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+
+_EXCLUSIVE = fcntl.LOCK_EX
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+_UNLOCK = fcntl.LOCK_UN
+_flock = fcntl.flock
+
+
+def lock(fd: int) -> None:
+    """Take the lock, waiting for whoever holds it."""
+    _flock(fd, _EXCLUSIVE)
+
+
+def try_lock(fd: int) -> bool:
+    """Take the lock if it is free."""
+    try:
+        _flock(fd, _TRY)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(fd: int) -> None:
+    _flock(fd, _UNLOCK)

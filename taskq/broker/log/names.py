@@ -1,0 +1,89 @@
+"""Every file name in a data directory. Nothing else builds or takes apart a path in it.
+
+    taskq.json                               format version of the directory
+    lock                                     flock held while topics are created
+    topics/<topic>/topic.json                number of partitions
+    topics/<topic>/<partition>/head          shared memory and the append lock: see head.py
+    topics/<topic>/<partition>/<base offset, 20 digits>.log
+    topics/<topic>/<partition>/<base offset, 20 digits>.index
+    waiters/topics/<topic>/<member>          FIFO of a consumer that waits for records of the topic
+    waiters/groups/<group>/<member>          the same FIFO, to be told of comings and goings in the group
+    groups/<group>/members/<member>          flock held as long as the member lives; its topics, as JSON
+    groups/<group>/topics/<topic>/<partition>  the partition's lease (a flock), owner and committed offset
+"""
+
+from __future__ import annotations
+
+FORMAT_VERSION = 1
+
+_LOG = ".log"
+_INDEX = ".index"
+_DIGITS = 20
+
+
+def format_file(root: str) -> str:
+    return f"{root}/taskq.json"
+
+
+def lock_file(root: str) -> str:
+    return f"{root}/lock"
+
+
+def topics(root: str) -> str:
+    return f"{root}/topics"
+
+
+def topic(root: str, name: str) -> str:
+    return f"{root}/topics/{name}"
+
+
+def topic_file(topic_directory: str) -> str:
+    return f"{topic_directory}/topic.json"
+
+
+def partition(topic_directory: str, number: int) -> str:
+    return f"{topic_directory}/{number}"
+
+
+def head(partition_directory: str) -> str:
+    return f"{partition_directory}/head"
+
+
+def log(partition_directory: str, base_offset: int) -> str:
+    return f"{partition_directory}/{base_offset:0{_DIGITS}}{_LOG}"
+
+
+def index(partition_directory: str, base_offset: int) -> str:
+    return f"{partition_directory}/{base_offset:0{_DIGITS}}{_INDEX}"
+
+
+def log_base_offset(file_name: str) -> int | None:
+    """The base offset that a segment's file name says, or None if it is not a segment's."""
+    stem, _, suffix = file_name.partition(".")
+    if suffix == _LOG[1:] and len(stem) == _DIGITS and stem.isdecimal():
+        return int(stem)
+    return None
+
+
+def topic_waiters(root: str, name: str) -> str:
+    return f"{root}/waiters/topics/{name}"
+
+
+def group_waiters(root: str, name: str) -> str:
+    return f"{root}/waiters/groups/{name}"
+
+
+def groups(root: str) -> str:
+    return f"{root}/groups"
+
+
+def members(root: str, group: str) -> str:
+    return f"{root}/groups/{group}/members"
+
+
+def group_topics(root: str, group: str) -> str:
+    return f"{root}/groups/{group}/topics"
+
+
+def lease(root: str, group: str, topic_name: str, number: int) -> str:
+    return f"{root}/groups/{group}/topics/{topic_name}/{number}"

@@ -1,0 +1,109 @@
+"""What a group keeps of a partition, in one small file: the lease, who holds it, and the committed offset.
+
+    bytes 0-511      owner's member id, UTF-8, zero-padded; empty when the lease was given up in order
+    bytes 512-       two slots of SLOT_BYTES each:
+        crc          uint32   CRC32C of the rest, up to the end of the metadata
+        sequence     int64    counts commits; the sound slot with the higher one holds
+        offset       int64
+        length       uint32   of the metadata
+        metadata
+
+A commit writes the slot that does not hold, so a crash in the middle leaves the other. The flock on the file is the
+lease: it is free the moment its holder is dead.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from taskq.broker.log import names
+from taskq.broker.log.batch import crc32c
+from taskq.broker.log.files import Files
+from taskq.broker.log.locks import try_lock
+from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
+
+OWNER_BYTES = 512
+_CRC = Struct(">I")
+_BODY = Struct(">qqI")
+SLOT_BYTES = 4608
+FILE_BYTES = OWNER_BYTES + 2 * SLOT_BYTES
+
+assert _CRC.size + _BODY.size + COMMIT_METADATA_BYTES_MAX <= SLOT_BYTES
+
+
+def read(raw: bytes) -> tuple[str, Committed | None, int]:
+    """Take a file's bytes apart: (owner or "", what is committed or None, sequence of that commit)."""
+    owner = raw[:OWNER_BYTES].rstrip(b"\0").decode(errors="replace")
+    best, best_sequence = None, 0
+    for slot in (raw[OWNER_BYTES : OWNER_BYTES + SLOT_BYTES], raw[OWNER_BYTES + SLOT_BYTES : FILE_BYTES]):
+        found = _read_slot(slot)
+        if found is not None and found[1] > best_sequence:
+            best, best_sequence = found
+    return owner, best, best_sequence
+
+
+def _read_slot(slot: bytes) -> tuple[Committed, int] | None:
+    if len(slot) < _CRC.size + _BODY.size:
+        return None
+    sequence, offset, length = _BODY.unpack_from(slot, _CRC.size)
+    end = _CRC.size + _BODY.size + length
+    if end > len(slot) or crc32c(slot[_CRC.size : end]) != _CRC.unpack_from(slot)[0]:
+        return None
+    return Committed(offset, slot[end - length : end]), sequence
+
+
+def encode_slot(sequence: int, committed: Committed) -> bytes:
+    body = _BODY.pack(sequence, committed.offset, len(committed.metadata)) + committed.metadata
+    return _CRC.pack(crc32c(body)) + body
+
+
+class Lease:
+    """A lease that is held. Not thread-safe."""
+
+    __slots__ = ("_fd", "_files", "_sequence", "committed")
+
+    def __init__(self, files: Files, fd: int, sequence: int, committed: Committed | None) -> None:
+        self._files = files
+        self._fd = fd
+        self._sequence = sequence
+        self.committed = committed
+
+    @classmethod
+    def take(cls, files: Files, root: str, group: str, topic: str, number: int, owner: str) -> Lease | None:
+        """Take the lease if nobody has it."""
+        path = names.lease(root, group, topic, number)
+        try:
+            fd = files.open(path, create=True)
+        except FileNotFoundError:
+            files.makedirs(f"{names.group_topics(root, group)}/{topic}")
+            fd = files.open(path, create=True)
+        if not try_lock(fd):
+            files.close(fd)
+            return None
+        _, committed, sequence = read(files.pread(fd, FILE_BYTES, 0))
+        files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
+        return cls(files, fd, sequence, committed)
+
+    def commit(self, committed: Committed) -> None:
+        self._sequence += 1
+        position = OWNER_BYTES + SLOT_BYTES * (self._sequence & 1)
+        self._files.pwrite(self._fd, encode_slot(self._sequence, committed), position)
+        self.committed = committed
+
+    def release(self) -> None:
+        """Give the lease up in order: the file says that nobody has it."""
+        self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
+        self._files.close(self._fd)
+
+
+def peek(files: Files, root: str, group: str, topic: str, number: int) -> tuple[str, Committed | None]:
+    """Owner and commit of a partition as anybody may see them. A dead holder is still named as the owner."""
+    try:
+        fd = files.open(names.lease(root, group, topic, number), write=False)
+    except FileNotFoundError:
+        return "", None
+    try:
+        owner, committed, _ = read(files.pread(fd, FILE_BYTES, 0))
+        return owner, committed
+    finally:
+        files.close(fd)

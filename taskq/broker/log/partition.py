@@ -1,0 +1,295 @@
+"""One partition: its segments in order, appended to by many processes and threads, read by many more.
+
+Appending takes the partition's flock, writes one batch, and publishes the new end in the head (head.py). About three
+microseconds, of which two are the kernel's. Reading takes no lock: a `Cursor` walks the segments up to the end the head
+shows.
+
+Which lock guards what: `_mutex` keeps this process's threads apart, the flock on the head's descriptor keeps
+processes apart, and both are held for an append, in this order. `_sync_mutex` is held while syncing, so that one fsync
+serves all threads that wait; whoever holds it waits for neither of the other two. What is cached here (the
+open segment and the end as this process last saw it) is valid as long as the head's generation is the cached one.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from taskq.broker.log import names
+from taskq.broker.log.batch import BASE_OFFSET
+from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.files import Files
+from taskq.broker.log.head import HEAD_BYTES, Head, HeadState
+from taskq.broker.log.index import ENTRY, INDEX_INTERVAL_BYTES
+from taskq.broker.log.locks import lock, try_lock, unlock
+from taskq.broker.log.recovery import recover, segment_bases
+from taskq.broker.port import PartitionBounds, WouldBlock
+from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
+
+SEGMENT_BYTES_MAX = 1024 * 1024 * 1024  # Kafka's log.segment.bytes; positions must fit the index's int32
+
+_log = logging.getLogger("taskq.log")
+
+
+class Partition:
+    """A partition, opened. Thread-safe. `wake` is called, outside the locks, after an append that somebody waits for."""
+
+    __slots__ = (
+        "_directory",
+        "_failure",
+        "_files",
+        "_generation",
+        "_head",
+        "_head_fd",
+        "_index_fd",
+        "_index_position",
+        "_index_size",
+        "_log_fd",
+        "_mutex",
+        "_next_offset",
+        "_position",
+        "_pwrite",
+        "_segment_base",
+        "_segment_bytes_max",
+        "_start_offset",
+        "_sync_mutex",
+        "_synced_generation",
+        "_wake",
+        "name",
+    )
+
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        name: str,
+        wake: Callable[[], None],
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+    ) -> None:
+        self.name = name
+        self._files = files
+        self._directory = directory
+        self._wake = wake
+        self._segment_bytes_max = segment_bytes_max
+        self._pwrite = files.pwrite
+        self._mutex = threading.Lock()
+        self._sync_mutex = threading.Lock()
+        self._failure: StorageError | None = None
+        self._generation = -1
+        self._synced_generation = -1
+        self._log_fd = self._index_fd = -1
+        self._segment_base = self._position = self._next_offset = self._start_offset = -1
+        self._index_position = self._index_size = -1
+        try:
+            self._head_fd = files.open(names.head(directory), create=True)
+        except FileNotFoundError:
+            raise TopicNotFound(f"{name}: its directory {directory} is gone; was the topic deleted?") from None
+        except OSError as error:
+            raise BrokerUnavailable(f"{name}: can't open {names.head(directory)}: {error.strerror}") from error
+        self._open_head()
+
+    def _open_head(self) -> None:
+        lock(self._head_fd)
+        try:
+            if self._files.size(self._head_fd) < HEAD_BYTES:
+                self._files.truncate(self._head_fd, HEAD_BYTES)
+            self._head = Head(self._files.map_shared(self._head_fd, HEAD_BYTES))
+            if not self._head.is_valid():
+                report = recover(self._files, self._directory)
+                if report.bytes_cut:
+                    _log.warning("%s: cut %d bytes: %s", self.name, report.bytes_cut, report.reason)
+                self._head.reset(report.state)
+        finally:
+            unlock(self._head_fd)
+
+    # -- appending
+
+    def append(self, batch: bytes, count: int, *, wait: bool = True) -> int:
+        """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
+
+        `batch` lacks its base offset, as batch.encode_one leaves it. Raises StorageFull, after which nothing has changed;
+        StorageError for any other failure; WouldBlock if `wait` is false and a lock is taken.
+        """
+        if not self._mutex.acquire(wait):
+            raise WouldBlock
+        try:
+            head_fd = self._head_fd
+            if not try_lock(head_fd):
+                if not wait:
+                    raise WouldBlock
+                lock(head_fd)
+            try:
+                head = self._head
+                if head.generation != self._generation or head.is_interrupted:
+                    self._refresh()
+                if self._failure is not None:
+                    raise self._failure
+                size = len(batch) + BASE_OFFSET.size
+                if self._position + size > self._segment_bytes_max and self._position:
+                    self._roll()
+                offset, position = self._next_offset, self._position
+                head.begin()
+                try:
+                    written = self._pwrite(self._log_fd, BASE_OFFSET.pack(offset) + batch, position)
+                    if written != size:
+                        raise OSError(errno.ENOSPC, f"{written} of {size} bytes written")
+                    if position - self._index_position >= INDEX_INTERVAL_BYTES or not position:
+                        self._index(offset + count - 1, position)
+                except OSError as error:
+                    raise self._undo(error) from error
+                self._next_offset = offset + count
+                self._position = position + size
+                self._publish()
+                somebody_waits = head.take_waiting()
+            finally:
+                unlock(head_fd)
+        finally:
+            self._mutex.release()
+        if somebody_waits:
+            self._wake()
+        return offset
+
+    def _publish(self) -> None:
+        self._generation = self._head.publish(
+            self._segment_base,
+            self._position,
+            self._next_offset,
+            self._index_position,
+            self._index_size,
+            self._start_offset,
+        )
+
+    def _index(self, last_offset: int, position: int) -> None:
+        self._pwrite(self._index_fd, ENTRY.pack(last_offset - self._segment_base, position), self._index_size)
+        self._index_position = position
+        self._index_size += ENTRY.size
+
+    def _undo(self, error: OSError) -> StorageFull | StorageError:
+        """Take back an append that failed: the log ends where it ended before, or refuses further writes."""
+        self._generation = -1  # what is cached may be wrong: the next append reads the head again
+        try:
+            self._files.truncate(self._log_fd, self._position)
+        except OSError as second:
+            # `intent` stays ahead of the generation, so whoever appends next cuts the tail first.
+            self._failure = StorageError(f"{self.name}: {error.strerror}, and the tail can't be cut: {second.strerror}")
+            return self._failure
+        self._head.abandon()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return StorageFull(f"{self.name}: {error.strerror}; free space in {self._directory} and publish again")
+        self._failure = StorageError(f"{self.name}: write to {self._directory} failed: {error.strerror}")
+        return self._failure
+
+    def _refresh(self) -> None:
+        """Bring the cache up to the head; cut what a writer that died left behind. Under both locks."""
+        state = self._head.state()
+        if state.segment_base != self._segment_base or self._log_fd < 0:
+            with self._sync_mutex:
+                self._open_segment(state.segment_base)
+        self._remember(state)
+        if self._head.is_interrupted:
+            excess = self._files.size(self._log_fd) - state.position
+            self._files.truncate(self._log_fd, state.position)
+            self._head.abandon()
+            _log.warning("%s: a writer died while appending; cut %d bytes it left", self.name, excess)
+
+    def _remember(self, state: HeadState) -> None:
+        self._segment_base = state.segment_base
+        self._position = state.position
+        self._next_offset = state.next_offset
+        self._index_position = state.index_position
+        self._index_size = state.index_size
+        self._start_offset = state.start_offset
+        self._generation = self._head.generation
+
+    def _open_segment(self, base: int) -> None:
+        """Append to segment `base` from now on. Under `_sync_mutex` too: nobody may be syncing what is closed here."""
+        log_fd = self._files.open(names.log(self._directory, base), create=True)
+        index_fd = self._files.open(names.index(self._directory, base), create=True)
+        old = self._log_fd, self._index_fd
+        self._log_fd, self._index_fd, self._segment_base = log_fd, index_fd, base
+        for fd in old:
+            if fd >= 0:
+                self._files.close(fd)
+
+    def _roll(self) -> None:
+        """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last."""
+        with self._sync_mutex:
+            self._sync_fd(self._log_fd)
+            self._open_segment(self._next_offset)
+            self._files.sync_directory(self._directory)
+        self._position, self._index_position, self._index_size = 0, -INDEX_INTERVAL_BYTES, 0
+        self._head.begin()
+        self._publish()
+
+    # -- durability
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether this process has appended anything since its last `sync`."""
+        return self._generation > self._synced_generation
+
+    def sync(self) -> None:
+        """Return once everything this process has appended is on stable storage. Raises StorageError, then for good.
+
+        A thread that comes while another syncs waits, and often finds its own append covered: group commit.
+        """
+        wanted = self._generation
+        with self._sync_mutex:
+            if self._synced_generation >= wanted:
+                return
+            covered = self._generation
+            self._sync_fd(self._log_fd)
+            self._synced_generation = covered
+
+    def _sync_fd(self, fd: int) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._files.sync(fd)
+        except OSError as error:
+            self._failure = StorageError(
+                f"{self.name}: fsync of {self._directory} failed: {error.strerror}. What was published since the last "
+                "one may be lost; writes are refused until the broker is reopened"
+            )
+            raise self._failure from error
+
+    # -- reading
+
+    def end(self) -> int:
+        """The offset the next record will get: all below it can be read."""
+        return self._head.next_offset()
+
+    def bounds(self) -> PartitionBounds:
+        state = self._head.state()
+        return PartitionBounds(state.start_offset, state.next_offset)
+
+    def size_bytes(self) -> int:
+        """Bytes of the log's segments on disk."""
+        return sum(
+            os.stat(names.log(self._directory, base)).st_size for base in segment_bases(self._files, self._directory)
+        )
+
+    def cursor(self, offset: int) -> Cursor:
+        """A place to read on from. Below the start it is the start."""
+        return Cursor(self._files, self._directory, self._head, offset)
+
+    def wait_for_append(self) -> None:
+        """Ask for `wake` to be called, in the process that makes it, at the next append."""
+        if self._head.is_waiting:
+            return
+        with self._mutex:
+            lock(self._head_fd)
+            try:
+                self._head.set_waiting()
+            finally:
+                unlock(self._head_fd)
+
+    def close(self) -> None:
+        with self._mutex:
+            for fd in (self._log_fd, self._index_fd, self._head_fd):
+                if fd >= 0:
+                    self._files.close(fd)
+            self._log_fd = self._index_fd = self._head_fd = -1

@@ -5,8 +5,8 @@ In order of weight:
 1. Each topic is divided evenly among the members subscribed to it: the shares differ by one at most.
 2. Members' totals are as even as that allows. With the same subscriptions they differ by one at most. Only the *extras*
    can be chosen: a topic of 8 partitions and 3 members gives each 2, and 2 of them one more.
-3. Partitions stay where they are: a balanced assignment comes back unchanged, one who joins only takes, and what one
-   who leaves had is all that moves, unless evenness asks for more.
+3. Partitions stay where they are: a balanced assignment comes back unchanged. With one topic, one who joins only takes,
+   and what one who leaves had is all that moves; with many, evenness may ask for one more move for a topic.
 
 Evenness of totals is a problem of optimal semi-matching (Harvey, Ladner, Lovász, Tamir, 2006): an assignment is best
 exactly when no extra can be passed on, from member to member, so that one who has two more than another gives him one.
@@ -42,8 +42,8 @@ def assign(
 ) -> dict[TopicPartition, str]:
     """Give each partition to one member.
 
-    `members` says who subscribes to what, `partitions` how many there are by topic, and `owners` who has what now; those
-    who are not members any more, or not subscribed, don't count. A topic nobody subscribes to is left out.
+    `members` says who subscribes to what, `partitions` how many there are by topic, and `owners` who has what now; an
+    owner who is no member any more, or not subscribed, doesn't count. A topic nobody subscribes to is left out.
     """
     topics = _topics(members, partitions, owners)
     totals = {member: sum(topics[t].base for t in set(members[member]) & topics.keys()) for member in sorted(members)}
@@ -119,7 +119,7 @@ def _place(name: str, topic: _Topic) -> dict[TopicPartition, str]:
     lacking = []
     for member, owned in topic.owned.items():
         share = topic.base + (member in topic.extras)
-        placed.update({number: member for number in owned[:share]})
+        placed.update(dict.fromkeys(owned[:share], member))
         lacking += [member] * (share - len(owned))
     free = [number for number in range(topic.partitions) if number not in placed]
     placed.update(zip(free, lacking, strict=True))

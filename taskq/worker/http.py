@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 from attrs import frozen
 
@@ -133,14 +133,14 @@ class _Listener(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_SECONDS_MAX
-    server: _Listener
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        page = self.server.pages.get(path)
+        pages = cast("_Listener", self.server).pages
+        page = pages.get(path)
         if page is None:
             here = HTTPStatus.OK if path == "/" else HTTPStatus.NOT_FOUND
-            status, content_type, body = _text(here, "\n".join(self.server.pages))
+            status, content_type, body = _text(here, "\n".join(pages))
         else:
             try:
                 status, content_type, body = page()

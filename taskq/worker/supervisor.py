@@ -1,0 +1,260 @@
+"""`-p N`: starts N worker processes, keeps N of them running, and shows them as one.
+
+A worker that dies is started again: at once if it had lived a while, else after a pause that doubles from 0.1 s up to
+10 s, so that one that can't start doesn't burn the machine. Exit code 2 is the exception: what the command line or the
+configuration says makes no sense, and will make no more sense the next time, so all end with that code.
+
+The first SIGTERM or SIGINT drains: it is passed on, nothing is started again, and the supervisor ends when the last
+worker has. The second stops at once: it is passed on, and what is still there a second later is killed. Workers are in
+process groups of their own, so that Ctrl-C in a terminal reaches them once and not twice. If the supervisor itself
+dies, even by SIGKILL, the workers see the end of their link and drain.
+
+Counts never fall when a worker dies: what it last reported is kept and added. What it counted after that is lost
+with it, unless it ended in order and could say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from types import FrameType
+
+from attrs import define, field
+
+from taskq.metrics import Snapshot, merge, without_gauges
+from taskq.worker.http import Health
+from taskq.worker.link import Child, Report
+
+_log = logging.getLogger(__name__)
+
+PAUSE_SECONDS_MIN = 0.1
+PAUSE_SECONDS_MAX = 10.0
+LIVED_SECONDS_MIN = 10.0
+"""A worker that lived this long is started again after the shortest pause."""
+
+ANSWER_SECONDS_MAX = 1.0
+"""How long a scrape waits for the workers' answers, all together."""
+
+STOP_SECONDS_MAX = 1.0
+"""How long a worker has to stop at once before it is killed."""
+
+EXIT_USAGE = 2
+
+
+@define(eq=False)
+class _Slot:
+    """One of the N: a process, or the pause before the next one."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    link: Child | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    pause: float = PAUSE_SECONDS_MIN
+
+
+@define(eq=False)
+class Supervisor:
+    """Runs `processes` workers. `command(fd)` is the command line of one whose link to us is descriptor `fd`.
+
+    `run` belongs to the main thread; the rest may be called from any.
+    """
+
+    command: Callable[[int], Sequence[str]]
+    processes: int
+    drain_timeout_s: float = 30.0
+    """Workers keep to this themselves; one that is still there 5 s later is killed."""
+
+    _slots: list[_Slot] = field(init=False, factory=list)
+    _lock: threading.Lock = field(init=False, factory=threading.Lock)
+    """Guards what links say, and `_gone`: held while workers are asked, and while one is buried."""
+    _gone: Snapshot = field(init=False, factory=dict)
+    """Counts of the workers that have ended."""
+    _signals: int = field(init=False, default=0)
+    _kill_at: float = field(init=False, default=float("inf"))
+    _exit_code: int = field(init=False, default=0)
+
+    def run(self) -> int:
+        """Keep the workers running until a signal says to stop; return the exit code."""
+        self._slots = [_Slot(number) for number in range(self.processes)]
+        with _waker(self._on_signal) as wait:
+            passed_on = 0
+            while True:
+                self._bury()
+                if passed_on < self._signals:
+                    passed_on = self._signals
+                    self._pass_on(passed_on)
+                if self._signals and not self._running():
+                    return self._exit_code
+                self._kill_late()
+                self._start_due()
+                wait(self._next_deadline())
+
+    def metrics_snapshot(self) -> Snapshot:
+        """The metrics of all workers, those that have ended included."""
+        with self._lock:
+            found = [self._gone]
+            for slot, report in self._ask():
+                last = slot.link.last if slot.link else None
+                if report is not None:
+                    found.append(report.metrics)
+                elif last is not None:
+                    found.append(without_gauges(last.metrics))
+            return merge(found)
+
+    def health(self) -> Health:
+        """Well if every worker that answers is."""
+        with self._lock:
+            reports = list(self._ask())
+        return Health(tuple(_prefixed(slot, why) for slot, report in reports if report for why in report.health))
+
+    def ready(self) -> Health:
+        """Ready if every worker runs, answers, and is."""
+        with self._lock:
+            reports = list(self._ask())
+        silent = ("it does not answer",)
+        return Health(
+            tuple(_prefixed(slot, why) for slot, report in reports for why in (report.ready if report else silent))
+        )
+
+    # --- the life of a worker
+
+    def _start_due(self) -> None:
+        for slot in self._slots:
+            if slot.process is None and not self._signals and time.monotonic() >= slot.start_at:
+                self._start(slot)
+
+    def _start(self, slot: _Slot) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            slot.process = subprocess.Popen(
+                self.command(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        slot.started_at = time.monotonic()
+        with self._lock:
+            slot.link = Child(ours)
+        _log.info("worker %d is process %d", slot.number, slot.process.pid)
+
+    def _bury(self) -> None:
+        """Take note of the workers that have ended."""
+        for slot in self._slots:
+            if slot.process is None or (code := slot.process.poll()) is None:
+                continue
+            with self._lock:
+                last = slot.link.drain() if slot.link else None
+                slot.link = None
+                if last is not None:
+                    self._gone = merge([self._gone, without_gauges(last.metrics)])
+            ended = _ended(slot, slot.process.pid, code)
+            slot.process = None
+            if self._signals:
+                self._note_stopped(code, ended)
+            else:
+                self._plan_restart(slot, code, ended)
+
+    def _note_stopped(self, code: int, ended: str) -> None:
+        if code in (0, -signal.SIGTERM):  # SIGTERM ends one that has not come so far as to handle it
+            _log.info("%s", ended)
+        else:
+            _log.warning("%s", ended)
+            self._exit_code = self._exit_code or 1
+
+    def _plan_restart(self, slot: _Slot, code: int, ended: str) -> None:
+        now = time.monotonic()
+        lived = now - slot.started_at >= LIVED_SECONDS_MIN
+        if code == EXIT_USAGE and not lived:
+            _log.error("%s: stopping", ended)
+            self._exit_code = EXIT_USAGE
+            self._signals = max(self._signals, 1)
+            return
+        if lived:
+            slot.pause = PAUSE_SECONDS_MIN
+        slot.start_at = now + slot.pause
+        _log.warning("%s; the next starts in %.1f s", ended, slot.pause)
+        slot.pause = min(slot.pause * 2, PAUSE_SECONDS_MAX)
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [slot.process for slot in self._slots if slot.process is not None]
+
+    # --- stopping
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+
+    def _pass_on(self, signals: int) -> None:
+        wait = self.drain_timeout_s + 5 if signals == 1 else STOP_SECONDS_MAX
+        self._kill_at = min(self._kill_at, time.monotonic() + wait)
+        running = self._running()
+        _log.info("%s %d workers", "draining" if signals == 1 else "stopping", len(running))
+        for process in running:
+            process.terminate()
+
+    def _kill_late(self) -> None:
+        if time.monotonic() >= self._kill_at:
+            self._kill_at = float("inf")
+            for process in self._running():
+                _log.warning("process %d did not stop; killing it", process.pid)
+                process.kill()
+
+    def _next_deadline(self) -> float:
+        starts = [slot.start_at for slot in self._slots if slot.process is None and not self._signals]
+        return min([self._kill_at, *starts])
+
+    # --- asking
+
+    def _ask(self) -> Iterator[tuple[_Slot, Report | None]]:
+        """Every slot with its worker's answer, or None. Asks all before it waits for any. Needs the lock."""
+        deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        for slot in self._slots:
+            if slot.link:
+                slot.link.ask()
+        for slot in self._slots:
+            yield slot, slot.link.collect(deadline) if slot.link else None
+
+
+def _prefixed(slot: _Slot, why: str) -> str:
+    return f"worker {slot.number}: {why}"
+
+
+def _ended(slot: _Slot, pid: int, code: int) -> str:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"worker {slot.number} (process {pid}) {how}"
+
+
+@contextlib.contextmanager
+def _waker(on_stop: Callable[[], None]) -> Generator[Callable[[float], None]]:
+    """Handle signals; give a function that waits for one, or until a deadline (of time.monotonic)."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGCHLD:
+            on_stop()
+
+    def wait(deadline: float) -> None:
+        timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        if selector.select(timeout):
+            with contextlib.suppress(BlockingIOError):
+                reader.recv(4096)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+    fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        with reader, writer, selectors.DefaultSelector() as selector:
+            selector.register(reader, selectors.EVENT_READ)
+            yield wait
+    finally:
+        signal.set_wakeup_fd(fd_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

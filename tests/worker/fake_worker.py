@@ -1,0 +1,59 @@
+"""A worker process without the work: says what the test wants to see through the real link to its supervisor.
+
+Run as `fake_worker.py FD BEHAVIOUR...`. Each start and each signal adds a line to the file $FAKE_LOG.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from taskq.metrics import BACKLOG, Metrics, Sample
+from taskq.worker.link import Parent, Report
+
+
+def say(what: str) -> None:
+    fd = os.open(os.environ["FAKE_LOG"], os.O_WRONLY | os.O_APPEND)
+    os.write(fd, f"{os.getpid()} {what}\n".encode())
+    os.close(fd)
+
+
+def main(fd: int, behaviour: set[str]) -> int:
+    for exit_code in (0, 1, 2):
+        if f"exit-{exit_code}" in behaviour:
+            say("started")
+            return exit_code
+    metrics = Metrics()
+    metrics.commits.labels("feed").inc(100)
+    metrics.add_source(lambda: [Sample(BACKLOG, ("feed", "posts", "0"), 7)])
+    stopped = threading.Event()
+    hang = threading.Event()
+
+    def report() -> Report:
+        if "mute" in behaviour:
+            hang.wait()
+        return Report(metrics.snapshot(), (), ("no partition is held",) if "not-ready" in behaviour else ())
+
+    def on_signal(number: int, frame: object) -> None:
+        say(signal.Signals(number).name)
+        if "stubborn" not in behaviour:
+            stopped.set()
+
+    def on_gone() -> None:
+        say("orphaned")
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    link = Parent(fd, report, on_gone)
+    say("started")
+    stopped.wait()
+    metrics.commits.labels("feed").inc(1)
+    link.tell_last()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), set(sys.argv[2:])))

@@ -28,7 +28,8 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
 	$(BIN)/python -m pytest -m "not alone" -n auto $(TESTS)
 
-bench: $(VENV)/.bench
+# The peers go into an environment of their own, .venv-bench.
+bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.lint
@@ -42,10 +43,10 @@ docs: $(VENV)/.docs
 	$(BIN)/zensical build --clean
 
 clean:
-	rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	rm -rf $(VENV) .venv-bench site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 
 # A stamp for each dependency group: made once, and again when pyproject.toml is newer.
-$(VENV)/.example $(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(VENV)/.pip
+$(VENV)/.example $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(VENV)/.pip
 	@echo "installing taskq and what '$*' needs into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --editable '.[trio]' --group $*
 	@touch $@

@@ -1,0 +1,13 @@
+// How far a post has come into its followers' feeds, until it is in all of them.
+const section = document.querySelector(".delivery");
+const number = new Intl.NumberFormat("en");
+const events = new EventSource(section.dataset.source);
+
+events.addEventListener("progress", ({ data }) => {
+  const { rows, answer, took } = JSON.parse(data);
+  section.querySelector("progress").value = rows;
+  section.querySelector("#rows").textContent = number.format(rows);
+  if (answer) document.querySelector("#answer").textContent = answer;
+  if (took) section.querySelector("#last").textContent = `, the last after ${took}`;
+});
+events.addEventListener("done", () => events.close());

@@ -131,6 +131,23 @@ def test_of_many_topics_little_more_than_what_the_leaver_had_moves(members, part
     assert len(others) <= len(partitions)
 
 
+@given(subscriptions, partition_counts, some_owners, st.randoms(use_true_random=False))
+def test_members_that_act_by_themselves_one_after_the_other_come_to_agree(members, partitions, owners, rng):
+    """As embedded members do: each takes what is due to it and free, and gives up what is not, as it sees it then."""
+    names = sorted(members)
+    for turn in range(4 * len(names)):
+        member = names[turn % len(names)]
+        due = {tp for tp, name in assign(members, partitions, owners).items() if name == member}
+        held = {tp for tp, name in owners.items() if name == member}
+        free = {tp for tp in due if owners.get(tp) not in members}
+        owners = {tp: name for tp, name in owners.items() if tp not in held - due}
+        owners.update(dict.fromkeys(sorted(free)[: rng.randint(0, 4)] if turn < len(names) else free, member))
+        if turn % len(names) == 0:
+            rng.shuffle(names)
+    agreed = assign(members, partitions, owners)
+    assert {tp: name for tp, name in owners.items() if tp in agreed} == agreed
+
+
 def test_a_single_member_has_everything():
     assert assign({"a": ["posts"]}, {"posts": 3, "feed": 2}, {}) == {
         TopicPartition("posts", number): "a" for number in range(3)

@@ -136,7 +136,9 @@ class EmbeddedConsumer:
         if live == self._live and self._is_settled:
             return None
         self._live = live
-        target = {tp for tp, member in assign(live, self._counts_of(live), self._owners()).items() if member == self.member_id}
+        target = {
+            tp for tp, member in assign(live, self._counts_of(live), self._owners()).items() if member == self.member_id
+        }
         assigned = {tp: committed for tp in sorted(target - self._held.keys()) if (committed := self._take(tp))}
         revoking = set()
         for tp, held in self._held.items():
@@ -199,9 +201,8 @@ class EmbeddedConsumer:
     def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
         for tp, committed in progress.items():
             if len(committed.metadata) > COMMIT_METADATA_BYTES_MAX:
-                raise ConfigError(
-                    f"{tp}: {len(committed.metadata)} bytes of commit metadata; {COMMIT_METADATA_BYTES_MAX} is the limit"
-                )
+                size = len(committed.metadata)
+                raise ConfigError(f"{tp}: {size} bytes of commit metadata; {COMMIT_METADATA_BYTES_MAX} is the limit")
         for tp, committed in progress.items():
             held = self._held.get(tp)
             if held is not None:

@@ -41,6 +41,7 @@ from taskq.errors import BrokerUnavailable, MessageTooLarge
 
 _BATCH_BYTES_MAX = 256 * 1024  # a reader takes at least a whole batch, so this bounds its memory
 _BATCH_RECORDS_MAX = 1000
+_DURABILITY_DEFAULT = Durability("interval", 100)
 
 
 class EmbeddedBroker:
@@ -50,7 +51,7 @@ class EmbeddedBroker:
         self,
         root: str,
         *,
-        durability: Durability = Durability("interval", 100),
+        durability: Durability = _DURABILITY_DEFAULT,
         partitions_default: int = PARTITIONS_DEFAULT,
         partitions: Mapping[str, int] = MappingProxyType({}),
         shared: bool = False,
@@ -153,7 +154,9 @@ class EmbeddedProducer:
     def send_many(self, topic: str, messages: Sequence[Message]) -> None:
         target = self._topics.get(topic) or self._open(topic)
         # Cut into batches, and so checked for size, before the first is appended.
-        batches = [(target.partitions[n], batch) for n, share in _shares(target, messages) for batch in _cut(topic, share)]
+        batches = [
+            (target.partitions[n], batch) for n, share in _shares(target, messages) for batch in _cut(topic, share)
+        ]
         timestamp_ms = int(time.time() * 1000)
         for partition, batch in batches:
             partition.append(encode_many(batch, timestamp_ms), len(batch))
@@ -259,7 +262,9 @@ class EmbeddedAdmin:
         tps = [TopicPartition(topic, number) for number in range(self._directory.count(topic))]
         opened = [self._directory.partition(tp) for tp in tps]
         return TopicDescription(
-            topic, tuple(partition.bounds() for partition in opened), tuple(partition.size_bytes() for partition in opened)
+            topic,
+            tuple(partition.bounds() for partition in opened),
+            tuple(partition.size_bytes() for partition in opened),
         )
 
     def groups(self) -> list[str]:

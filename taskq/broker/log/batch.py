@@ -76,7 +76,7 @@ class BatchHeader(NamedTuple):
     producer_id: int
     producer_epoch: int
     base_sequence: int
-    count: int
+    record_count: int
 
     @property
     def size(self) -> int:
@@ -141,12 +141,30 @@ def _seal(records: bytes, count: int, timestamp_ms: int) -> bytes:
 
 def encode_one(value: bytes, key: bytes | None, headers: Headers, timestamp_ms: int) -> bytes:
     """A batch of one record, without its base offset: `BASE_OFFSET.pack(n) + encode_one(...)` is the whole."""
-    if key is None and not headers and len(value) < _VARINT_TABLE_SIZE - 8:
-        size = _VARINTS[len(value)]
-        # attributes, timestamp delta and offset delta are 0, the key is null; no headers follow
-        records = _VARINTS[len(value) + len(size) + 5] + b"\x00\x00\x00\x01" + size + value + b"\x00"
-        return _seal(records, 1, timestamp_ms)
+    if key is None and not headers and len(value) < _PLAIN_VALUE_BYTES_MAX:
+        # All but the time, the CRC and the value itself follows from the value's length.
+        size = len(value)
+        before_crc, opening = _plain_frames.get(size) or _plain_frame(size)
+        time = timestamp_ms.to_bytes(8, "big")
+        after_crc = b"".join((_NO_DELTA, time, time, _LONE, opening, value, b"\x00"))
+        return b"".join((before_crc, crc32c(after_crc).to_bytes(4, "big"), after_crc))
     return _seal(_encode_record(0, value, key, headers), 1, timestamp_ms)
+
+
+_PLAIN_VALUE_BYTES_MAX = _VARINT_TABLE_SIZE - 8
+_NO_DELTA = _AFTER_CRC.pack(0, 0, 0, 0, -1, -1, -1, 1)[:6]  # attributes and last offset delta
+_LONE = _AFTER_CRC.pack(0, 0, 0, 0, -1, -1, -1, 1)[22:]  # no producer; one record
+_plain_frames: dict[int, tuple[bytes, bytes]] = {}
+
+
+def _plain_frame(size: int) -> tuple[bytes, bytes]:
+    """What stands before the CRC, and before the value, of a lone plain record whose value has `size` bytes."""
+    opening = _OPENINGS[0] + _VARINTS[size]
+    opening = _VARINTS[len(opening) + size + 1] + opening
+    length = _AFTER_CRC.size + len(opening) + size + 1 + CRC_START - LENGTH_FIELD_END
+    frame = _BEFORE_CRC.pack(length, _LEADER_EPOCH, MAGIC, 0)[:-4], opening
+    _plain_frames[size] = frame
+    return frame
 
 
 def encode_many(messages: Sequence[Message], timestamp_ms: int) -> bytes:
@@ -174,8 +192,8 @@ def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
         raise BadBatch(position, f"magic is {header.magic}, not {MAGIC}")
     if header.length < HEADER_BYTES - LENGTH_FIELD_END:
         raise BadBatch(position, f"batch length {header.length} is shorter than its own header")
-    if header.count < 1 or header.last_offset_delta < header.count - 1:
-        raise BadBatch(position, f"{header.count} records in {header.last_offset_delta + 1} offsets")
+    if header.record_count < 1 or header.last_offset_delta < header.record_count - 1:
+        raise BadBatch(position, f"{header.record_count} records in {header.last_offset_delta + 1} offsets")
     return header
 
 
@@ -191,8 +209,8 @@ def decode_batches(
 ) -> tuple[list[Record], int, int]:
     """Decode whole batches from `buffer`, beginning at byte `start`, while they are below offset `limit`.
 
-    `offset` is where the caller stands: it must lie in the batch at `start`, and records below it are left out. Stops at
-    a batch that is not all there, or when `records_max` records have come. Returns (records, byte after the last
+    `offset` is where the caller stands: it must lie in the batch at `start`, and records below it are left out. Stops
+    at a batch that is not all there, or when `records_max` records have come. Returns (records, byte after the last
     batch, offset after the last batch). Raises BadBatch on damage, unless sound batches came before it: those are
     returned, and the next call raises.
     """
@@ -293,7 +311,7 @@ def _decode_records(
             record_end = body + size
             if size < table_size and index < table_size and startswith(openings[index], body):
                 at = body + (4 if index < 64 else 5)
-                value_start = at + 1 if record_end - at <= 65 else at + 2  # 63 bytes are the most a one-byte varint says
+                value_start = at + 1 if record_end - at <= 65 else at + 2  # a one-byte varint says 63 at most
                 value_size = record_end - 1 - value_start
                 if value_size >= 0 and startswith(varints[value_size], at) and buffer[record_end - 1] == 0:
                     position = record_end

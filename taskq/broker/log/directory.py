@@ -172,8 +172,9 @@ class DataDirectory:
         return found if found is not None else self._open(tp)
 
     def _open(self, tp: TopicPartition) -> Partition:
-        if not 0 <= tp.partition < self.count(tp.topic):
-            raise TopicNotFound(f"topic {tp.topic!r} has partitions 0 to {self.count(tp.topic) - 1}, not {tp.partition}")
+        count = self.count(tp.topic)
+        if not 0 <= tp.partition < count:
+            raise TopicNotFound(f"topic {tp.topic!r} has partitions 0 to {count - 1}, not {tp.partition}")
         with self._mutex:
             found = self._opened.get(tp)
             if found is None:

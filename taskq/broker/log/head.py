@@ -30,15 +30,17 @@ import uuid
 from functools import cache
 from pathlib import Path
 from struct import Struct
+from typing import NamedTuple
 
 from attrs import frozen
 
 MAGIC = 0x7461736B71_0001  # "taskq", version 1
 HEAD_BYTES = 256
 
-_GENERATION, _INTENT, _WAITING = 3, 4, 5
+GENERATION, INTENT, WAITING = 3, 4, 5
 _SLOT_WORDS = 8
 _SLOT = Struct("=8q")
+_SLOT_POSITIONS = (64, 128)  # bytes, by the generation's parity
 _NEXT_OFFSET = 10  # word of slot 0
 
 
@@ -55,72 +57,84 @@ class HeadState:
     start_offset: int
 
 
+class Steady(NamedTuple):
+    """What of a HeadState stays the same for many appends, and the XOR of it."""
+
+    segment_base: int
+    index_position: int
+    index_size: int
+    start_offset: int
+    xor: int
+
+    @classmethod
+    def of(cls, state: HeadState) -> Steady:
+        base, index_position, index_size = state.segment_base, state.index_position, state.index_size
+        xor = base ^ index_position ^ index_size ^ state.start_offset
+        return cls(base, index_position, index_size, state.start_offset, xor)
+
+    def with_index(self, position: int, size: int) -> Steady:
+        xor = self.xor ^ self.index_position ^ self.index_size ^ position ^ size
+        return Steady(self.segment_base, position, size, self.start_offset, xor)
+
+
 class Head:
     """The mapped words. Holds no state of its own, so it can never be out of date."""
 
-    __slots__ = ("words",)
+    __slots__ = ("_bytes", "words")
 
     def __init__(self, words: memoryview) -> None:
         self.words = words
+        self._bytes = words.cast("B")
 
     def is_valid(self) -> bool:
         """Whether it was made in this boot and its valid slot is whole. Call under the append lock."""
         words = self.words
         if words[0] != MAGIC or (words[1], words[2]) != boot_id():
             return False
-        return self._slot(words[_GENERATION]) is not None
-
-    @property
-    def generation(self) -> int:
-        return int(self.words[_GENERATION])
+        return self._slot(words[GENERATION]) is not None
 
     @property
     def is_interrupted(self) -> bool:
         """Whether a writer died in the middle of an append. Call under the append lock."""
-        return bool(self.words[_INTENT] != self.words[_GENERATION])
+        return bool(self.words[INTENT] != self.words[GENERATION])
 
     def begin(self) -> None:
         """An append is about to write."""
-        self.words[_INTENT] = self.words[_GENERATION] + 1
+        self.words[INTENT] = self.words[GENERATION] + 1
 
     def abandon(self) -> None:
         """The append wrote nothing, or what it wrote has been cut."""
-        self.words[_INTENT] = self.words[_GENERATION]
-
-    def publish(
-        self, segment_base: int, position: int, next_offset: int, index_position: int, index_size: int, start: int
-    ) -> int:
-        """Make a new end visible; return the generation. Call between `begin` and the unlocking."""
-        words = self.words
-        generation: int = words[_GENERATION] + 1
-        check = segment_base ^ position ^ next_offset ^ index_position ^ index_size ^ start ^ generation
-        slot = (segment_base, position, next_offset, index_position, index_size, start, generation, check)
-        _SLOT.pack_into(words.obj, 64 if not generation & 1 else 128, *slot)
-        words[_GENERATION] = generation
-        return generation
+        self.words[INTENT] = self.words[GENERATION]
 
     def reset(self, state: HeadState) -> int:
         """Make it valid for this boot, ending at `state`; return the generation. Call under the append lock."""
         words = self.words
-        words[_GENERATION] = words[_INTENT] = 0
-        words[_WAITING] = 0
+        words[0] = 0
+        words[GENERATION] = words[INTENT] = words[WAITING] = 0
         words[1], words[2] = boot_id()
         self.begin()
-        generation = self.publish(
-            state.segment_base,
-            state.position,
-            state.next_offset,
-            state.index_position,
-            state.index_size,
-            state.start_offset,
-        )
+        generation = self.publish(state.position, state.next_offset, Steady.of(state))
         words[0] = MAGIC
+        return generation
+
+    def publish(self, position: int, next_offset: int, steady: Steady) -> int:
+        """Make a new end visible; return the generation. Call between `begin` and the unlocking."""
+        words = self.words
+        generation: int = words[GENERATION] + 1
+        base, index_position, index_size, start, xor = steady
+        check = xor ^ position ^ next_offset ^ generation
+        _SLOT.pack_into(
+            self._bytes,
+            _SLOT_POSITIONS[generation & 1],
+            *(base, position, next_offset, index_position, index_size, start, generation, check),
+        )
+        words[GENERATION] = generation
         return generation
 
     def state(self) -> HeadState:
         """The end of the log as of now. Safe without the lock."""
         while True:
-            slot = self._slot(self.words[_GENERATION])
+            slot = self._slot(self.words[GENERATION])
             if slot is not None:
                 return slot
 
@@ -131,14 +145,14 @@ class Head:
         """
         words = self.words
         while True:
-            generation = words[_GENERATION]
+            generation = words[GENERATION]
             found: int = words[_NEXT_OFFSET if not generation & 1 else _NEXT_OFFSET + _SLOT_WORDS]
             # The slot of an even generation is rewritten only after the next generation is published.
-            if words[_GENERATION] == generation:
+            if words[GENERATION] == generation:
                 return found
 
     def _slot(self, generation: int) -> HeadState | None:
-        *state, slot_generation, check = _SLOT.unpack_from(self.words.obj, 64 if not generation & 1 else 128)
+        *state, slot_generation, check = _SLOT.unpack_from(self._bytes, _SLOT_POSITIONS[generation & 1])
         xor = slot_generation
         for word in state:
             xor ^= word
@@ -146,18 +160,11 @@ class Head:
 
     def set_waiting(self) -> None:
         """Ask the next append to wake the waiting consumers. Call under the append lock."""
-        self.words[_WAITING] = 1
+        self.words[WAITING] = 1
 
     @property
     def is_waiting(self) -> bool:
-        return bool(self.words[_WAITING])
-
-    def take_waiting(self) -> bool:
-        """Whether somebody waits; resets it. Call under the append lock."""
-        if self.words[_WAITING]:
-            self.words[_WAITING] = 0
-            return True
-        return False
+        return bool(self.words[WAITING])
 
 
 @cache
@@ -175,4 +182,3 @@ def boot_id() -> tuple[int, int]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     raw = uuid.UUID(text.strip()).bytes
     return int.from_bytes(raw[:8], "big", signed=True), int.from_bytes(raw[8:], "big", signed=True)
-

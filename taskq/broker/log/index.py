@@ -34,8 +34,8 @@ def floor_position(index: bytes, relative_offset: int) -> int:
 def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int, limit: int) -> int:
     """Position of the batch of the segment that holds `offset`.
 
-    `limit` is the visible end of the log (an offset): nothing at or past it is looked at. Returns the position after the
-    last batch if `offset` is past them. Raises BadBatch, its position counted from the segment's start, on damage.
+    `limit` is the visible end of the log (an offset): nothing at or past it is looked at. Returns the position after
+    the last batch if `offset` is past them. Raises BadBatch, its position counted from the segment's start, on damage.
     """
     position = floor_position(index, offset - base_offset)
     if position and not _begins_below(files, log_fd, position, offset):

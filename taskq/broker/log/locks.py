@@ -17,25 +17,26 @@ from __future__ import annotations
 
 import fcntl
 
-_EXCLUSIVE = fcntl.LOCK_EX
-_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
-_UNLOCK = fcntl.LOCK_UN
-_flock = fcntl.flock
+EXCLUSIVE = fcntl.LOCK_EX
+TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+UNLOCK = fcntl.LOCK_UN
+flock = fcntl.flock
+"""The bare call, for the one place where a frame more would be felt (partition.py). Raises BlockingIOError for TRY."""
 
 
 def lock(fd: int) -> None:
     """Take the lock, waiting for whoever holds it."""
-    _flock(fd, _EXCLUSIVE)
+    flock(fd, EXCLUSIVE)
 
 
 def try_lock(fd: int) -> bool:
     """Take the lock if it is free."""
     try:
-        _flock(fd, _TRY)
+        flock(fd, TRY)
     except BlockingIOError:
         return False
     return True
 
 
 def unlock(fd: int) -> None:
-    _flock(fd, _UNLOCK)
+    flock(fd, UNLOCK)

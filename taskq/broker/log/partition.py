@@ -19,12 +19,11 @@ import threading
 from collections.abc import Callable
 
 from taskq.broker.log import names
-from taskq.broker.log.batch import BASE_OFFSET
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.files import Files
-from taskq.broker.log.head import HEAD_BYTES, Head, HeadState
+from taskq.broker.log.head import GENERATION, HEAD_BYTES, INTENT, WAITING, Head, HeadState, Steady
 from taskq.broker.log.index import ENTRY, INDEX_INTERVAL_BYTES
-from taskq.broker.log.locks import lock, try_lock, unlock
+from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, flock, lock, unlock
 from taskq.broker.log.recovery import recover, segment_bases
 from taskq.broker.port import PartitionBounds, WouldBlock
 from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
@@ -35,7 +34,7 @@ _log = logging.getLogger("taskq.log")
 
 
 class Partition:
-    """A partition, opened. Thread-safe. `wake` is called, outside the locks, after an append that somebody waits for."""
+    """A partition, opened. Thread-safe. `wake` is called, outside the locks, after an append somebody waits for."""
 
     __slots__ = (
         "_directory",
@@ -45,19 +44,18 @@ class Partition:
         "_head",
         "_head_fd",
         "_index_fd",
-        "_index_position",
-        "_index_size",
         "_log_fd",
         "_mutex",
         "_next_offset",
         "_position",
+        "_publish",
         "_pwrite",
-        "_segment_base",
         "_segment_bytes_max",
-        "_start_offset",
+        "_steady",
         "_sync_mutex",
         "_synced_generation",
         "_wake",
+        "_words",
         "name",
     )
 
@@ -81,8 +79,8 @@ class Partition:
         self._generation = -1
         self._synced_generation = -1
         self._log_fd = self._index_fd = -1
-        self._segment_base = self._position = self._next_offset = self._start_offset = -1
-        self._index_position = self._index_size = -1
+        self._position = self._next_offset = -1
+        self._steady = Steady(-1, -1, 0, 0, 0)
         try:
             self._head_fd = files.open(names.head(directory), create=True)
         except FileNotFoundError:
@@ -104,68 +102,62 @@ class Partition:
                 self._head.reset(report.state)
         finally:
             unlock(self._head_fd)
+        self._words = self._head.words
+        self._publish = self._head.publish
 
     # -- appending
 
     def append(self, batch: bytes, count: int, *, wait: bool = True) -> int:
         """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
 
-        `batch` lacks its base offset, as batch.encode_one leaves it. Raises StorageFull, after which nothing has changed;
-        StorageError for any other failure; WouldBlock if `wait` is false and a lock is taken.
+        `batch` lacks its base offset, as batch.encode_one leaves it. Raises StorageFull, after which nothing has
+        changed; StorageError for any other failure; WouldBlock if `wait` is false and a lock is taken.
         """
         if not self._mutex.acquire(wait):
             raise WouldBlock
         try:
-            head_fd = self._head_fd
-            if not try_lock(head_fd):
-                if not wait:
-                    raise WouldBlock
-                lock(head_fd)
+            head_fd, words = self._head_fd, self._words
             try:
-                head = self._head
-                if head.generation != self._generation or head.is_interrupted:
+                flock(head_fd, EXCLUSIVE if wait else TRY)
+            except BlockingIOError:
+                raise WouldBlock from None
+            try:
+                generation = words[GENERATION]
+                if generation != self._generation or words[INTENT] != generation:
                     self._refresh()
                 if self._failure is not None:
                     raise self._failure
-                size = len(batch) + BASE_OFFSET.size
+                size = len(batch) + 8
                 if self._position + size > self._segment_bytes_max and self._position:
                     self._roll()
                 offset, position = self._next_offset, self._position
-                head.begin()
+                words[INTENT] = words[GENERATION] + 1
                 try:
-                    written = self._pwrite(self._log_fd, BASE_OFFSET.pack(offset) + batch, position)
+                    written = self._pwrite(self._log_fd, offset.to_bytes(8, "big") + batch, position)
                     if written != size:
                         raise OSError(errno.ENOSPC, f"{written} of {size} bytes written")
-                    if position - self._index_position >= INDEX_INTERVAL_BYTES or not position:
+                    if position - self._steady.index_position >= INDEX_INTERVAL_BYTES or not position:
                         self._index(offset + count - 1, position)
                 except OSError as error:
                     raise self._undo(error) from error
-                self._next_offset = offset + count
-                self._position = position + size
-                self._publish()
-                somebody_waits = head.take_waiting()
+                self._next_offset = offset = offset + count
+                self._position = position = position + size
+                self._generation = self._publish(position, offset, self._steady)
+                somebody_waits = words[WAITING]
+                if somebody_waits:
+                    words[WAITING] = 0
             finally:
-                unlock(head_fd)
+                flock(head_fd, UNLOCK)
         finally:
             self._mutex.release()
         if somebody_waits:
             self._wake()
-        return offset
-
-    def _publish(self) -> None:
-        self._generation = self._head.publish(
-            self._segment_base,
-            self._position,
-            self._next_offset,
-            self._index_position,
-            self._index_size,
-            self._start_offset,
-        )
+        return offset - count
 
     def _index(self, last_offset: int, position: int) -> None:
-        self._pwrite(self._index_fd, ENTRY.pack(last_offset - self._segment_base, position), self._index_size)
-        self._index_position = position
-        self._index_size += ENTRY.size
+        base, size = self._steady.segment_base, self._steady.index_size
+        self._pwrite(self._index_fd, ENTRY.pack(last_offset - base, position), size)
+        self._steady = self._steady.with_index(position, size + ENTRY.size)
 
     def _undo(self, error: OSError) -> StorageFull | StorageError:
         """Take back an append that failed: the log ends where it ended before, or refuses further writes."""
@@ -185,44 +177,38 @@ class Partition:
     def _refresh(self) -> None:
         """Bring the cache up to the head; cut what a writer that died left behind. Under both locks."""
         state = self._head.state()
-        if state.segment_base != self._segment_base or self._log_fd < 0:
-            with self._sync_mutex:
-                self._open_segment(state.segment_base)
-        self._remember(state)
+        if state.segment_base != self._steady.segment_base or self._log_fd < 0:
+            self._open_segment(state.segment_base)
+        self._steady = Steady.of(state)
+        self._position, self._next_offset = state.position, state.next_offset
+        self._generation = self._words[GENERATION]
         if self._head.is_interrupted:
             excess = self._files.size(self._log_fd) - state.position
             self._files.truncate(self._log_fd, state.position)
             self._head.abandon()
             _log.warning("%s: a writer died while appending; cut %d bytes it left", self.name, excess)
 
-    def _remember(self, state: HeadState) -> None:
-        self._segment_base = state.segment_base
-        self._position = state.position
-        self._next_offset = state.next_offset
-        self._index_position = state.index_position
-        self._index_size = state.index_size
-        self._start_offset = state.start_offset
-        self._generation = self._head.generation
-
     def _open_segment(self, base: int) -> None:
-        """Append to segment `base` from now on. Under `_sync_mutex` too: nobody may be syncing what is closed here."""
+        """Append to segment `base` from now on."""
         log_fd = self._files.open(names.log(self._directory, base), create=True)
         index_fd = self._files.open(names.index(self._directory, base), create=True)
-        old = self._log_fd, self._index_fd
-        self._log_fd, self._index_fd, self._segment_base = log_fd, index_fd, base
+        with self._sync_mutex:  # nobody may be syncing what is closed here
+            old = self._log_fd, self._index_fd
+            self._log_fd, self._index_fd = log_fd, index_fd
         for fd in old:
             if fd >= 0:
                 self._files.close(fd)
 
     def _roll(self) -> None:
         """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last."""
-        with self._sync_mutex:
-            self._sync_fd(self._log_fd)
-            self._open_segment(self._next_offset)
-            self._files.sync_directory(self._directory)
-        self._position, self._index_position, self._index_size = 0, -INDEX_INTERVAL_BYTES, 0
+        self._sync_fd(self._log_fd)
+        self._open_segment(self._next_offset)
+        self._files.sync_directory(self._directory)
+        self._position = 0
+        state = HeadState(self._next_offset, 0, self._next_offset, -1, 0, self._steady.start_offset)
+        self._steady = Steady.of(state)
         self._head.begin()
-        self._publish()
+        self._generation = self._publish(0, self._next_offset, self._steady)
 
     # -- durability
 

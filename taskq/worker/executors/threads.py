@@ -1,0 +1,101 @@
+"""Runs `def` tasks: a fixed crew of threads that take invocations from one deque.
+
+An idle runner waits on a lock of its own, and the one that became idle last is woken first: a trickle of work stays on
+one warm thread. Taking an item is one `popleft`, which is atomic, so the crew has no lock of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from time import perf_counter
+
+from taskq.context import enter
+from taskq.worker.work import Feed, Item
+
+
+class _Runner:
+    __slots__ = ("item", "signal", "thread")
+
+    def __init__(self) -> None:
+        self.item: Item | None = None
+        self.signal = threading.Lock()
+        self.signal.acquire()
+        self.thread: threading.Thread | None = None
+
+
+class ThreadCrew:
+    """See `taskq.worker.work.Crew`."""
+
+    def __init__(self, size: int, group: str, feed: Feed) -> None:
+        self.queue: deque[Item] = deque()
+        self._group = group
+        self._feed = feed
+        self._runners = [_Runner() for _ in range(size)]
+        self._idle: list[_Runner] = []
+        self._is_stopping = False
+
+    def start(self) -> None:
+        for number, runner in enumerate(self._runners):
+            # Daemon threads: a task that never ends must not keep a worker alive that was told to stop.
+            runner.thread = threading.Thread(target=self._run, args=(runner,), name=f"taskq-{number}", daemon=True)
+            runner.thread.start()
+
+    def submit(self, items: list[Item]) -> None:
+        self.queue.extend(items)
+        idle = self._idle
+        for _ in range(min(len(items), len(idle))):
+            try:
+                idle.pop().signal.release()
+            except IndexError:  # it found work by itself meanwhile
+                break
+
+    def running(self) -> list[Item]:
+        return [item for runner in self._runners if (item := runner.item) is not None]
+
+    def stop(self) -> None:
+        """Let runners end when they have nothing to do. What runs goes on; nobody waits for it."""
+        self._is_stopping = True
+        while self._idle:
+            self._idle.pop().signal.release()
+
+    def _run(self, runner: _Runner) -> None:
+        queue, feed, group = self.queue, self._feed, self._group
+        take, low = queue.popleft, feed.low
+        while True:
+            try:
+                item = runner.item = take()
+            except IndexError:
+                runner.item = None
+                if not self._wait(runner):
+                    return
+                continue
+            job, envelope, record, work = item
+            enter(job.task, envelope, record, work.tp, group)
+            started = perf_counter()
+            try:
+                args, kwargs = job.decode(envelope)
+                if kwargs:
+                    job.call(*args, **kwargs)
+                else:
+                    job.call(*args)
+            except BaseException as error:
+                feed.fail(item, error)
+            else:
+                job.ended((started, perf_counter(), record[1]))
+                work.finish(record[0])
+            if feed.is_full and len(queue) < low:
+                feed.want_more()
+
+    def _wait(self, runner: _Runner) -> bool:
+        """Sleep until there may be something to do. False: the crew is to end."""
+        idle = self._idle
+        idle.append(runner)
+        if self.queue or self._is_stopping:  # came just before we were on the list, so nobody will wake us for it
+            try:
+                idle.remove(runner)
+            except ValueError:
+                runner.signal.acquire()  # somebody took us off the list to wake us
+        else:
+            runner.signal.acquire()
+        return not self._is_stopping

@@ -1,0 +1,72 @@
+"""What a worker shows of its own state at a scrape: its partitions' backlog, what runs, who it is.
+
+Called in the threads of the metrics page while the poller works on: everything read here is one number at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from taskq.broker.port import Admin, Reader
+from taskq.errors import TopicNotFound
+from taskq.metrics import (
+    BACKLOG,
+    BACKLOG_AGE_SECONDS,
+    DEAD_LETTERS,
+    LOG_BYTES,
+    RUNNING,
+    STALLED,
+    WORKER_INFO,
+    Sample,
+)
+from taskq.worker.deadletters import topic_of
+from taskq.worker.work import Item, Work
+
+_PEEK_BYTES = 64 * 1024
+
+
+def samples(
+    group: str,
+    works: Iterable[Work],
+    running: Callable[[], list[Item]],
+    reader: Reader,
+    admin: Admin,
+    info: tuple[str, str],
+) -> Iterator[Sample]:
+    """All gauges of one worker. `info` is its version and its broker's URL."""
+    works = list(works)
+    for work in works:
+        yield from _partition_samples(group, work, reader)
+    for topic in sorted({work.tp.topic for work in works}):
+        sizes = admin.describe_topic(topic).size_bytes
+        for work in works:
+            if work.tp.topic == topic:
+                yield Sample(LOG_BYTES, (topic, str(work.tp.partition)), sizes[work.tp.partition])
+    for task, count in Counter(item[0].task.name for item in running()).items():
+        yield Sample(RUNNING, (group, task), count)
+    yield Sample(DEAD_LETTERS, (group,), dead_letters(admin, group))
+    yield Sample(WORKER_INFO, (group, *info), 1)
+
+
+def dead_letters(admin: Admin, group: str) -> int:
+    """How many dead letters a group has kept."""
+    try:
+        return sum(bounds.end - bounds.start for bounds in admin.describe_topic(topic_of(group)).partitions)
+    except TopicNotFound:
+        return 0
+
+
+def _partition_samples(group: str, work: Work, reader: Reader) -> Iterator[Sample]:
+    labels = (group, work.tp.topic, str(work.tp.partition))
+    low = work.progress.low
+    backlog = reader.bounds(work.tp).end - low - work.progress.finished_above
+    age = 0.0
+    if backlog > 0:
+        oldest = reader.read(work.tp, low, _PEEK_BYTES)
+        if oldest:
+            age = max(0.0, time.time() - oldest[0].timestamp_ms / 1000)
+    yield Sample(BACKLOG, labels, max(0, backlog))
+    yield Sample(BACKLOG_AGE_SECONDS, labels, age)
+    yield Sample(STALLED, labels, int(work.is_stalled))

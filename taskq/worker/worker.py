@@ -1,0 +1,210 @@
+"""One worker process: its event loop, its crews, its poller, its signals, its end.
+
+The main thread runs the event loop (asyncio's or trio's), on which `async def` tasks run and signals arrive. `def`
+tasks run in the thread crew. The poller has a thread of its own, since a broker blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import anyio
+import anyio.abc
+from attrs import frozen
+
+from taskq.app import TaskQ
+from taskq.broker.port import Broker
+from taskq.errors import ConfigError
+from taskq.metrics import Sample, Snapshot, metrics
+from taskq.worker.executors.async_ import AsyncCrew
+from taskq.worker.executors.threads import ThreadCrew
+from taskq.worker.gauges import samples
+from taskq.worker.http import Health
+from taskq.worker.intake import Intake
+from taskq.worker.poller import Poller
+from taskq.worker.work import Item, Job
+
+BACKENDS = ("asyncio", "trio")
+
+SILENT_S_MAX = 70.0
+"""The poller comes round at least every 60 s; when it has not for this long, something is wrong."""
+
+SWITCH_INTERVAL_S = 0.001
+"""How long one Python thread may keep others waiting. Python's own 5 ms is felt by whoever waits for a busy crew: the
+poller, the event loop, a thread whose 10 ms of I/O are over."""
+
+_log = logging.getLogger("taskq.worker")
+
+
+@frozen
+class WorkerOptions:
+    """How a worker is to run. What is None is taken from the app's settings."""
+
+    group: str
+    backend: str = "asyncio"
+    concurrency: int | None = None
+    """`def` invocations run at once, and as many `async def` ones."""
+
+
+@frozen
+class WorkerDescription:
+    """Who a worker is, for its first lines."""
+
+    version: str
+    broker: str
+    group: str
+    tasks: tuple[str, ...]
+    topics: tuple[tuple[str, int], ...]
+    """Names and numbers of partitions."""
+    concurrency: int
+    backend: str
+
+
+class Worker:
+    """Runs invocations for one group until it is told to stop. `run` may be called once.
+
+    Raises ConfigError if the group has no handlers, or the backend is not installed.
+    """
+
+    def __init__(self, app: TaskQ, options: WorkerOptions) -> None:
+        if options.backend not in BACKENDS:
+            raise ConfigError(f"backend {options.backend!r} is not one of: {', '.join(BACKENDS)}")
+        if options.backend == "trio":
+            try:
+                import trio  # noqa: F401 - is it there?
+            except ImportError as error:
+                raise ConfigError("the trio backend needs trio: pip install 'taskq[trio]'") from error
+        settings = app.settings
+        self._options = options
+        self._handlers = app.handlers(options.group)
+        self._broker: Broker = app.broker
+        self._drain_timeout_s = settings.drain_timeout_s
+        self._concurrency = options.concurrency or settings.concurrency
+        jobs: dict[int, Job] = {}
+        by_name = {
+            name: tuple(jobs.setdefault(id(task), Job(task, options.group, metrics)) for task in tasks)
+            for name, tasks in self._handlers.by_name.items()
+        }
+        self._poller = Poller(
+            self._broker,
+            options.group,
+            self._handlers.topics,
+            Intake(by_name, app.knows),
+            metrics,
+            concurrency=self._concurrency,
+            in_flight_max=settings.in_flight_max,
+            commit_interval_s=settings.commit_interval_ms / 1000,
+        )
+        self._threads = ThreadCrew(self._concurrency, options.group, self._poller.feed)
+        self._async = AsyncCrew(self._concurrency, options.group, self._poller.feed)
+        self._reader = self._broker.reader()
+        self._admin = self._broker.admin()
+        self._stops = 0
+        self._error: BaseException | None = None
+        self._poller_is_done = threading.Event()
+
+    # -- running
+
+    def run(self) -> int:
+        """Work until stopped; return the exit code: 0 if it drained, 1 if it had to give up or was stopped at once."""
+        metrics.add_source(self._samples)
+        switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            return anyio.run(self._main, backend=self._options.backend)
+        finally:
+            sys.setswitchinterval(switch_interval)
+            metrics.remove_source(self._samples)
+
+    async def _main(self) -> int:
+        has_async = any(task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
+        has_sync = any(not task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
+        async with anyio.create_task_group() as group:
+            if has_async:
+                await group.start(self._async.run)
+            if has_sync:
+                self._threads.start()
+            await group.start(self._watch_signals)
+            self._poller.start(lambda job: self._async if job.task.is_async else self._threads)
+            await anyio.to_thread.run_sync(self._poll, limiter=anyio.CapacityLimiter(1))
+            self._threads.stop()
+            self._async.cancel()
+            group.cancel_scope.cancel()
+        if self._error is not None:
+            _log.critical("the worker of group %s gives up: %s", self._options.group, self._error, exc_info=self._error)
+        return 1 if self._error is not None or self._stops > 1 else 0
+
+    def _poll(self) -> None:
+        try:
+            self._poller.run()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._poller_is_done.set()
+
+    async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            task_status.started()  # signals belong to the main thread: whoever runs us in another calls `stop`
+            return
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for _ in signals:
+                self.stop()
+
+    def stop(self) -> None:
+        """The first call drains: what runs may end. The second stops at once. From any thread."""
+        self._stops += 1
+        if self._stops == 1:
+            _log.info("draining; once more to stop at once")
+            self._poller.stop(self._drain_timeout_s)
+        else:
+            self._poller.stop_now()
+
+    # -- looking
+
+    def describe(self) -> WorkerDescription:
+        return WorkerDescription(
+            version=version("taskq"),
+            broker=self._broker.url,
+            group=self._options.group,
+            tasks=tuple(sorted({task.name for tasks in self._handlers.by_name.values() for task in tasks})),
+            topics=tuple((topic, self._admin.partitions(topic)) for topic in self._handlers.topics),
+            concurrency=self._concurrency,
+            backend=self._options.backend,
+        )
+
+    def metrics_snapshot(self) -> Snapshot:
+        return metrics.snapshot()
+
+    def _running(self) -> list[Item]:
+        return self._threads.running() + self._async.running()
+
+    def _samples(self) -> Iterator[Sample]:
+        info = (version("taskq"), self._broker.url)
+        works = list(self._poller.works.values())
+        return samples(self._options.group, works, self._running, self._reader, self._admin, info)
+
+    def health(self) -> Health:
+        """Whether the process does its work at all."""
+        if self._poller_is_done.is_set():
+            return Health(("the poller has ended",))
+        return Health()
+
+    def ready(self) -> Health:
+        """Whether it has joined its group, reaches its broker and may take work."""
+        reasons = list(self.health().reasons)
+        silent_s = time.monotonic() - self._poller.polled_at
+        if not self._poller.polled_at:
+            reasons.append("it has not joined its group yet")
+        elif silent_s > SILENT_S_MAX:
+            reasons.append(f"the broker has not answered for {silent_s:.0f} s")
+        if self._stops:
+            reasons.append("it is draining")
+        reasons += [f"{work.tp}: {work.error}" for work in list(self._poller.works.values()) if work.error]
+        return Health(tuple(reasons))

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -125,6 +124,8 @@ def check_group(name: object) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message: names near to `name`, or else all there are."""
+    from difflib import get_close_matches
+
     known = list(known)
     near = get_close_matches(name, known, n=3)
     if near:

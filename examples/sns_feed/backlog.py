@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from taskq.broker.port import Admin, Committed, TopicPartition
-from taskq.worker.progress import Progress
+from taskq.broker.port import Broker
+from taskq.exporter import PartitionBacklog, describe_group, partition_backlogs
 
 TOPIC = GROUP = "feed"
 
 
-def read_backlog(admin: Admin) -> int:
-    """Count what the topic holds and the group has not finished."""
-    if TOPIC not in admin.topics():
-        return 0
-    committed = admin.describe_group(GROUP).committed if GROUP in admin.groups() else {}
-    unfinished = 0
-    for number, bounds in enumerate(admin.describe_topic(TOPIC).partitions):
-        stored = committed.get(TopicPartition(TOPIC, number), Committed(bounds.start))
-        progress = Progress.decode(stored.offset, stored.metadata)
-        unfinished += bounds.end - progress.low - progress.finished_above
-    return unfinished
+class Backlog:
+    """Looks at the group's partitions through one broker. Thread-safe."""
 
+    def __init__(self, broker: Broker) -> None:
+        self._admin = broker.admin()
+        self._reader = broker.reader()
 
-def members(admin: Admin) -> set[str]:
-    """The workers that hold partitions of the topic, once every partition is held."""
-    if TOPIC not in admin.topics() or GROUP not in admin.groups():
-        return set()
-    owners = admin.describe_group(GROUP).owners
-    return set(owners.values()) if len(owners) == admin.partitions(TOPIC) else set()
+    def read(self) -> int:
+        """How many invocations are not finished."""
+        return sum(partition.backlog for partition in self._partitions())
+
+    def workers(self) -> int:
+        """How many workers share the partitions; 0 while any partition is nobody's."""
+        owners = {partition.owner for partition in self._partitions()}
+        return 0 if None in owners else len(owners)
+
+    def _partitions(self) -> list[PartitionBacklog]:
+        return partition_backlogs(self._admin, self._reader, describe_group(self._admin, GROUP), [TOPIC])

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType
 
 from examples.sns_feed import store
-from examples.sns_feed.backlog import read_backlog
 from examples.sns_feed.graph import GraphError
 from examples.sns_feed.local import Posted, Site, SiteError
 from examples.sns_feed.seed import load_graph, seed
@@ -51,7 +50,7 @@ def watch_drain(site: Site, post_id: int, highest: int) -> None:
 
     def empty() -> bool:
         nonlocal shown
-        backlog = read_backlog(site.admin)
+        backlog = site.backlog.read()
         if backlog != shown:
             shown = backlog
             bar = "█" * min(round(BAR_WIDTH * backlog / highest), BAR_WIDTH)

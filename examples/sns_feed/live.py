@@ -97,6 +97,7 @@ async def stream(signal: Signal, news: Callable[[], AsyncIterator[str]]) -> Asyn
         changed = signal.next()
         async for event in news():
             yield event
-        with anyio.move_on_after(KEEP_ALIVE_S):
+        with anyio.move_on_after(KEEP_ALIVE_S) as quiet:
             await changed.wait()
-        yield ": still here\n\n"
+        if quiet.cancelled_caught:
+            yield ": still here\n\n"

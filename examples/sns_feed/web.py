@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar, get_args
 
 import anyio
@@ -25,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from examples.sns_feed import store
-from examples.sns_feed.backlog import read_backlog
+from examples.sns_feed.backlog import Backlog
 from examples.sns_feed.database import DatabaseMissing
 from examples.sns_feed.live import Live, Signal, sse, stream
 from examples.sns_feed.pages import ERROR_PAGES, HERE, duration, post_html, templates
@@ -245,7 +244,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     with database.reading():
         pass  # a missing database is told now, not at the first page
     broker = await run_sync(connect, load_settings())
-    live = app.state.live = Live(database, partial(read_backlog, broker.admin()))
+    live = app.state.live = Live(database, Backlog(broker).read)
     async with anyio.create_task_group() as watchers:
         watchers.start_soon(live.watch_database)
         watchers.start_soon(live.watch_backlog)

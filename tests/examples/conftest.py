@@ -1,4 +1,4 @@
-"""What the example's tests share: small databases, and the running site."""
+"""What the example's tests share: a small database, and the site running on one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from pathlib import Path
 import pytest
 
 from examples.sns_feed.database import Database
-from examples.sns_feed.graph import Graph
+from examples.sns_feed.local import Site
 from examples.sns_feed.seed import seed
-
-
-def star(followers: int) -> Graph:
-    """User 1 is followed by users 2, 3, ... and follows nobody."""
-    users = range(1, followers + 2)
-    return Graph({user: f"User {user}" for user in users}, [(1, user) for user in users[1:]])
+from tests.examples.graphs import FOLLOWERS, star
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     """User 1 with sixty followers."""
     database = Database(tmp_path / "feed.sqlite3")
-    seed(database, star(60))
+    seed(database, star(FOLLOWERS))
     yield database
     database.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The site with a web server and two workers, as processes; user 1 has sixty followers."""
+    site = Site(tmp_path_factory.mktemp("site"), workers=2)
+    seed(site.database, star(FOLLOWERS))
+    with site:
+        yield site

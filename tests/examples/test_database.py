@@ -12,7 +12,7 @@ import pytest
 from examples.sns_feed import store
 from examples.sns_feed.database import Database, DatabaseMissing
 from examples.sns_feed.seed import seed
-from tests.examples.conftest import star
+from tests.examples.graphs import star
 
 
 def test_seeding_counts_followers(database: Database):
@@ -45,9 +45,13 @@ def test_the_database_is_in_wal_mode_with_keys_enforced(database: Database):
 
 
 def test_writing_is_all_or_nothing(database: Database):
-    with pytest.raises(ZeroDivisionError), database.writing() as db:
-        store.add_post(db, 1, "half a thought", "queued")
-        raise ZeroDivisionError
+    def fail_halfway():
+        with database.writing() as db:
+            store.add_post(db, 1, "half a thought", "queued")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     with database.reading() as db:
         assert store.posts_of(db, 1, 10) == []
 

@@ -1,4 +1,4 @@
-"""Edge lists are read as they are, or refused with file and line; the generated graph is a power law, always the same."""
+"""Edge lists are read, or refused with file and line; the generated graph is a power law, always the same."""
 
 from __future__ import annotations
 

@@ -1,0 +1,36 @@
+"""The brokers that are held to the suite, and the few things that differ between them.
+
+To add one: a function that opens it, empty, with PARTITIONS partitions per topic and TOPICS as configured, and a line
+in ENGINES. Where it needs a program that a machine may not have, it asks for it with `tests.needs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from taskq.broker.embedded import EmbeddedBroker
+from taskq.broker.memory import MemoryBroker
+from taskq.broker.port import Broker
+
+PARTITIONS = 4
+TOPICS: Mapping[str, int] = {"single": 1, "double": 2}
+
+
+@frozen
+class Engine:
+    open: Callable[[Path], Broker]
+    """Open the broker whose data, if it has any on disk, is in this directory."""
+    keep_s: str
+    """Name of what says how long a partition is left alone after `keep`."""
+
+
+ENGINES = {
+    "memory": Engine(lambda path: MemoryBroker(PARTITIONS, TOPICS), "taskq.broker.memory.KEEP_S"),
+    "embedded": Engine(
+        lambda path: EmbeddedBroker(str(path / "log"), partitions_default=PARTITIONS, partitions=TOPICS),
+        "taskq.broker.consumer.KEEP_S",
+    ),
+}

@@ -285,6 +285,8 @@ def _refuse(buffer: bytes, position: int, next_offset: int) -> None:
         raise BadBatch(position, f"offsets {header.base_offset} to {last} where {next_offset} is due")
     if header.attributes & _COMPRESSION_MASK:
         raise BadBatch(position, f"compression type {header.attributes & _COMPRESSION_MASK} is not supported here")
+    if not header.attributes & _CONTROL_BIT:
+        raise BadBatch(position, f"{header.record_count} records in no bytes")
 
 
 def _decode_records(

@@ -41,7 +41,7 @@ class Cursor:
             return []
         if self._fd < 0:
             self._seek(end)
-        want = bytes_max
+        want = max(bytes_max, HEADER_BYTES)
         while self.offset < end:
             buffer = self._files.pread(self._fd, want, self._position)
             if len(buffer) < HEADER_BYTES:

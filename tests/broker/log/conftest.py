@@ -1,0 +1,53 @@
+"""A partition on a real disk, looked through batch by batch after every test that used it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from taskq.broker.log.batch import check_crc, encode_one, read_header
+from taskq.broker.log.files import RealFiles
+from taskq.broker.log.partition import Partition
+
+OpenPartition = Callable[..., Partition]
+
+
+def verify(directory: Path, end: int) -> None:
+    """Every batch up to `end` is sound, and offsets have no gaps."""
+    expected = None
+    for path in sorted(directory.glob("*.log")):
+        raw = path.read_bytes()
+        position = 0
+        if expected is not None:
+            assert int(path.stem) == expected
+        expected = int(path.stem)
+        while position < len(raw) and expected < end:
+            header = read_header(raw, position)
+            check_crc(raw, position, header)
+            assert header.base_offset == expected
+            expected = header.next_offset
+            position += header.size
+    assert expected == end
+
+
+@pytest.fixture
+def open_partition(tmp_path: Path) -> Iterator[OpenPartition]:
+    """Opens the one partition of this test, any number of times, each as another process would."""
+    opened: list[Partition] = []
+
+    def open_one(files: RealFiles | None = None, **options: int) -> Partition:
+        partition = Partition(files or RealFiles(), str(tmp_path), "feed/0", lambda: None, **options)
+        opened.append(partition)
+        return partition
+
+    yield open_one
+    if opened:
+        verify(tmp_path, opened[-1].end())
+        for partition in opened:
+            partition.close()
+
+
+def plain(value: bytes, timestamp_ms: int = 1_700_000_000_000) -> bytes:
+    return encode_one(value, None, (), timestamp_ms)

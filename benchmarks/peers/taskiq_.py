@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 
+import uvloop
 from taskiq_redis import RedisStreamBroker
 
 from benchmarks import work
@@ -23,7 +23,7 @@ def publish(plan: PublishPlan) -> Published:
         finally:
             await broker.shutdown()
 
-    return asyncio.run(main())
+    return uvloop.run(main())
 
 
 def worker(plan: WorkerPlan) -> list[Command]:

@@ -126,10 +126,6 @@ class Counter:
     def inc(self, n: float = 1) -> None:
         self.value += n
 
-    def dec(self, n: float = 1) -> None:
-        """For gauges."""
-        self.value -= n
-
     def read(self) -> list[float]:
         """The numbers of this series in a `Snapshot`."""
         return [self.value]
@@ -244,10 +240,9 @@ class Metrics:
         self.executions = _counters(EXECUTIONS)
         self.execution_seconds = _histograms(EXECUTION_SECONDS)
         self.wait_seconds = _histograms(WAIT_SECONDS)
-        self.running = _counters(RUNNING)
         self.commits = _counters(COMMITS)
         self.rebalances = _counters(REBALANCES)
-        self._counters = (self.published, self.executions, self.running, self.commits, self.rebalances)
+        self._counters = (self.published, self.executions, self.commits, self.rebalances)
         self._histograms = (self.publish_seconds, self.execution_seconds, self.wait_seconds)
         self._sources: list[Source] = []
 

@@ -19,6 +19,7 @@ from taskq.metrics import (
     BACKLOG,
     DEFINITIONS,
     LOG_BYTES,
+    RUNNING,
     Histogram,
     Metrics,
     Sample,
@@ -53,14 +54,6 @@ def test_a_counter_shows_what_was_counted():
     series.value += 2
     assert own.published.labels("feed", "fan_out") is series
     assert values(own.snapshot()) == {("taskq_published_total", '{"task": "fan_out", "topic": "feed"}'): 13}
-
-
-def test_running_goes_up_and_down():
-    own = Metrics()
-    running = own.running.labels("feed", "fan_out")
-    running.inc(3)
-    running.dec()
-    assert one(own.snapshot(), "taskq_running") == 2
 
 
 def test_labels_that_do_not_fit_are_refused():
@@ -154,8 +147,8 @@ def test_counts_of_processes_add_up_and_shared_states_do_not():
         own = Metrics()
         own.published.labels("feed", "t").inc(published)
         own.publish_seconds.labels("feed").observe(published)
-        own.running.labels("feed", "t").inc(published)
-        own.add_source(lambda backlog=backlog: [Sample(BACKLOG, ("feed", "posts", "0"), backlog)])  # type: ignore[misc]
+        gauges = [Sample(RUNNING, ("feed", "t"), published), Sample(BACKLOG, ("feed", "posts", "0"), backlog)]
+        own.add_source(gauges.copy)
         snapshots.append(own.snapshot())
     merged = merge(snapshots)
     assert one(merged, "taskq_published_total") == 7
@@ -177,7 +170,6 @@ def test_a_snapshot_survives_json():
 def test_what_a_dead_process_leaves_is_its_counts():
     own = Metrics()
     own.commits.labels("feed").inc()
-    own.running.labels("feed", "t").inc()
     own.add_source(lambda: [Sample(LOG_BYTES, ("posts", "0"), 5)])
     assert set(without_gauges(own.snapshot())) == {"taskq_commits_total"}
 

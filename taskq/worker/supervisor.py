@@ -62,12 +62,12 @@ class _Slot:
 
 @define(eq=False)
 class Supervisor:
-    """Runs `processes` workers. `command(fd)` is the command line of one whose link to us is descriptor `fd`.
+    """Runs `processes` workers. `command(number, fd)` is the command line of one whose link to us is descriptor `fd`.
 
     `run` belongs to the main thread; the rest may be called from any.
     """
 
-    command: Callable[[int], Sequence[str]]
+    command: Callable[[int, int], Sequence[str]]
     processes: int
     drain_timeout_s: float = 30.0
     """Workers keep to this themselves; one that is still there 5 s later is killed."""
@@ -135,7 +135,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             slot.process = subprocess.Popen(
-                self.command(theirs.fileno()),
+                self.command(slot.number, theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,

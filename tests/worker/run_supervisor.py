@@ -16,7 +16,9 @@ def main(processes: int, behaviour: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     drain_timeout_s = -4.5 if "impatient" in behaviour else 30.0
     supervisor = Supervisor(
-        lambda fd: [sys.executable, FAKE_WORKER, str(fd), *behaviour], processes, drain_timeout_s=drain_timeout_s
+        lambda number, fd: [sys.executable, FAKE_WORKER, str(fd), *behaviour],
+        processes,
+        drain_timeout_s=drain_timeout_s,
     )
     page = serve("127.0.0.1", 0, supervisor.metrics_snapshot, supervisor.health, supervisor.ready)
     print(page.url, flush=True)

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from taskq.errors import ConfigError
 
@@ -105,6 +105,11 @@ def load_settings(
     values.update(_from_environment(os.environ if environ is None else environ, folder))
     values.update(_from_arguments(overrides, folder))
     return Settings(**values)
+
+
+def with_overrides(settings: Settings, **overrides: Any) -> Settings:
+    """Return `settings` with some replaced, as by an argument of `load_settings`. None counts as not given."""
+    return evolve(settings, **_from_arguments(overrides, _working_directory()))
 
 
 def broker_path(url: str) -> Path:

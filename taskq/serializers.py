@@ -31,6 +31,7 @@ from taskq.message import (
     Envelope,
     Id,
     JsonEnvelope,
+    decode_envelope,
     encode_json,
     encode_msgpack,
     msgpack_head,
@@ -162,13 +163,19 @@ class TypedSerializer:
         return ident, encode_json("task", self._parameters.task_name, ident, encoded, named if kwargs else EMPTY_MAP)
 
 
-def encode_event(name: str, fields: Mapping[str, Any], ident: Id | None, handlers: Iterable[Codec]) -> tuple[Id, bytes]:
-    """Encode an event that `handlers` can read. Raises ArgumentsError, naming the field."""
-    encoded = Raw(MSGPACK.encode({field: encode_one(MSGPACK, name, field, value) for field, value in fields.items()}))
-    for handler in handlers:
-        handler.decode(EMPTY_ARRAY, encoded, lenient=True)
+def encode_event(
+    name: str, fields: Mapping[str, Any], ident: Id | None, handlers: Iterable[Decode]
+) -> tuple[Id, bytes]:
+    """Encode an event for its handlers, as far as they are known here. Raises ArgumentsError if one can't read it."""
+    try:
+        encoded = MSGPACK.encode(fields)
+    except UNENCODABLE:
+        encoded = MSGPACK.encode({field: encode_one(MSGPACK, name, field, value) for field, value in fields.items()})
     ident = new_id() if ident is None else ident
-    return ident, encode_msgpack("event", name, ident, EMPTY_ARRAY, encoded)
+    value = encode_msgpack("event", name, ident, EMPTY_ARRAY, Raw(encoded))
+    for handler in handlers:
+        handler(decode_envelope(value))
+    return ident, value
 
 
 # --- cloudpickle

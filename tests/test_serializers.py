@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from taskq.arguments import MSGPACK, Codec, Parameters
+from taskq.arguments import Parameters
 from taskq.errors import ArgumentsError, ConfigError, SerializationError, SignatureError
 from taskq.message import EMPTY_MAP, decode_envelope, encode_msgpack, new_id, parse_id
 from taskq.serializers import SERIALIZERS, Serializer, Signer, encode_event, make_serializer
@@ -147,7 +147,7 @@ def test_an_event_gives_each_handler_the_fields_it_has_parameters_for() -> None:
 
 
 def test_an_event_that_a_known_handler_can_not_read_is_not_published() -> None:
-    handler = Codec(Parameters("feed.notify", plain), MSGPACK)
+    handler = make_serializer("msgpack", Parameters("feed.notify", plain), ()).decode
 
     encode_event("post.created", {"author_id": 1, "post_id": 2, "more": 3}, None, [handler])
     with pytest.raises(ArgumentsError, match=r"^feed\.notify: missing a required argument: 'post_id'"):

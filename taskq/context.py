@@ -1,0 +1,159 @@
+"""`current`: what a running task may ask about the invocation it runs. And `Reject`, to give that up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Raw
+
+from taskq.broker.port import Record, TopicPartition
+from taskq.errors import TaskqError
+from taskq.message import (
+    RESERVED_HEADER_PREFIX,
+    Envelope,
+    decode_headers,
+    derive_id,
+    encode_headers,
+    format_id,
+    parse_id,
+)
+
+if TYPE_CHECKING:
+    from taskq.decorators import Task
+
+Delivery = tuple["Task[Any, Any]", Envelope, Record, TopicPartition, str]
+"""What is run, from where, and for which group. A plain tuple, since a worker makes one for every invocation."""
+
+_delivery: ContextVar[Delivery] = ContextVar("taskq_delivery")
+_set = _delivery.set
+
+
+class Reject(Exception):
+    """Raise this in a task to give the invocation up at once: it becomes a dead letter with the reason."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def enter(*delivery: Any) -> None:
+    """Make `current` tell of this `Delivery`, in this thread or async task, until the next. For workers.
+
+    There is no leaving: a runner runs nothing of the user's between two invocations.
+    """
+    _set(delivery)
+
+
+@contextmanager
+def running(
+    task: Task[Any, Any],
+    *,
+    id: str | None = None,  # noqa: A002 - as `current` calls it
+    group: str | None = None,
+    topic: str | None = None,
+    partition: int = 0,
+    offset: int = 0,
+    headers: Mapping[str, str] | None = None,
+) -> Generator[None]:
+    """Inside this, `current` says that `task` is running: for tests of functions that use `current`."""
+    envelope = Envelope(name=task.name, id=None if id is None else parse_id(id), args=Raw(b"\x90"))
+    record = Record(offset, 0, None, b"", encode_headers(headers or {}))
+    token = _set((task, envelope, record, TopicPartition(topic or task.topic, partition), group or task.group))
+    try:
+        yield
+    finally:
+        _delivery.reset(token)
+
+
+class Current:
+    """The invocation that runs here. Outside a task every attribute raises TaskqError."""
+
+    __slots__ = ()
+
+    @property
+    def id(self) -> str:
+        """The invocation's id: its handle's. One that was published without has an id all the same."""
+        _, envelope, record, (topic, partition), _ = _get()
+        return format_id(envelope.id or derive_id(topic, partition, record.offset))
+
+    @property
+    def attempt(self) -> int:
+        """Which run of this invocation this is, from 1. Always 1 so far: retries come in a later version."""
+        _get()
+        return 1
+
+    @property
+    def delivery(self) -> int:
+        """How often a worker was handed this invocation. Always 1 so far: counting comes in a later version."""
+        _get()
+        return 1
+
+    @property
+    def deadline(self) -> float | None:
+        """When this run is stopped, as seconds since 1970. Always None so far: time-outs come in a later version."""
+        _get()
+        return None
+
+    @property
+    def task(self) -> Task[Any, Any]:
+        return _get()[0]
+
+    @property
+    def group(self) -> str:
+        return _get()[4]
+
+    @property
+    def topic(self) -> str:
+        return _get()[3].topic
+
+    @property
+    def partition(self) -> int:
+        return _get()[3].partition
+
+    @property
+    def offset(self) -> int:
+        return _get()[2].offset
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the publisher gave as headers, as text."""
+        headers = decode_headers(_get()[2].headers)
+        return {name: text for name, text in headers.items() if not name.startswith(RESERVED_HEADER_PREFIX)}
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger named after the task that says with every line which invocation it is about."""
+        name = self.task.name
+        return _InvocationLogger(logging.getLogger(name), {"task": name, "id": self.id})
+
+    def __repr__(self) -> str:
+        delivery = _delivery.get(None)
+        if delivery is None:
+            return "<current: no task is running>"
+        return f"<current: {delivery[0].name} {self.id} at {delivery[3]}/{self.offset} for group {self.group}>"
+
+
+class _InvocationLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        assert self.extra is not None
+        kwargs["extra"] = {"taskq_task": self.extra["task"], "taskq_id": self.extra["id"], **kwargs.get("extra", {})}
+        who = f"{self.extra['task']}[{self.extra['id']}]".replace(
+            "%", "%%"
+        )  # logging formats it if there are arguments
+        return f"{who} {msg}", kwargs
+
+
+def _get() -> Delivery:
+    try:
+        return _delivery.get()
+    except LookupError:
+        raise TaskqError(
+            "no task is running here: `current` is for code that a worker runs; in tests, see taskq.context.running"
+        ) from None
+
+
+current = Current()

@@ -1,0 +1,337 @@
+"""`@task` and `event`: functions that can be published."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from taskq.arguments import Parameters
+from taskq.config import check_topic
+from taskq.errors import ArgumentsError, ConfigError
+from taskq.options import CallOptions, TaskOptions, call_options, check_name, check_options, task_options
+from taskq.results import Handle
+from taskq.routes import Outlet, Route, make_key
+from taskq.serializers import Decode, Serializer, encode_event, make_serializer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Registry(Outlet, Protocol):
+    """What a task needs of its app."""
+
+    def add_task(self, task: Task[Any, Any]) -> None:
+        """Raises ConfigError if another task or event has its name."""
+        ...
+
+
+class Calls(Generic[P, R]):
+    """Publishing calls of a task: the task itself, or the task with `options`."""
+
+    # Set once, when first needed. Two threads that do so at once make the same.
+    _route: Route | None = None
+
+    def _make_route(self) -> Route:
+        raise NotImplementedError
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Publish a call; return once the broker has it.
+
+        Raises ArgumentsError if it doesn't fit the task's parameters, and BrokerError: either way nothing is published.
+        """
+        return Handle((self._route or self._make_route()).send(args, kwargs))
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """The same from async code (asyncio or trio), never blocking the event loop. Cancelled means not published."""
+        route = self._route if self._route is not None else await _in_thread(self._make_route)
+        return Handle(await route.send_async(args, kwargs))
+
+    def map(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
+        """Publish many calls at once, each a tuple of positional arguments. All are checked before any is published.
+
+        Raises what `delay` does. A BrokerError may leave some partitions' share published.
+        """
+        return [Handle(ident) for ident in (self._route or self._make_route()).send_many(calls)]
+
+    async def amap(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
+        """The same from async code, never blocking the event loop."""
+        collected = list(calls)
+        return await _in_thread(lambda: self.map(collected))
+
+
+class Task(Calls[P, R]):
+    """A function that can be published, and stays one that can be called. Made by `@task` and `subscribe`.
+
+    P are the function's parameters, R is what it returns, awaited if need be.
+    """
+
+    is_async = False
+
+    def __init__(self, app: Registry, fn: Callable[..., Any], options: TaskOptions) -> None:
+        functools.update_wrapper(self, fn)
+        self.app = app
+        self.fn = fn
+        self.name = options.name or default_name(fn)
+        self._options = options
+        self.spec = getattr(inspect.unwrap(fn), "__globals__", {}).get("__spec__")
+        """Of the module as it was when it made this task: another one after a reload."""
+        self._parameters = Parameters(self.name, fn)
+        self._key = make_key(options.key, self._parameters)
+        self._serializer: Serializer | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def __reduce__(self) -> str:
+        return self.fn.__qualname__  # as functions are: by name, from its module
+
+    @property
+    def group(self) -> str:
+        return self._options.group or self.app.settings.default_group
+
+    @property
+    def topic(self) -> str:
+        return self._options.topic or self.app.settings.default_topic
+
+    @property
+    def serializer_name(self) -> str:
+        return self._options.serializer
+
+    @property
+    def executor(self) -> str:
+        return self._options.executor
+
+    @property
+    def serializer(self) -> Serializer:
+        """What encodes and decodes calls. Made when first asked for, which raises ConfigError if it can't be."""
+        if self._serializer is None:
+            self._serializer = make_serializer(self._options.serializer, self._parameters, self.app.settings.secrets)
+        return self._serializer
+
+    @property
+    def decode_args(self) -> Decode:
+        """Returns an envelope's arguments, converted. Raises an InvocationError.
+
+        A function with all it needs bound to it: who decodes often keeps it.
+        """
+        return self.serializer.decode
+
+    def options(
+        self,
+        *,
+        key: str | bytes | int | None = None,
+        topic: str | None = None,
+        id: str | None = None,  # noqa: A002 - SPEC's name
+        headers: Mapping[str, str | bytes] | None = None,
+        **unknown: Any,
+    ) -> Calls[P, R]:
+        """Return the same to publish with another key, topic or id, or with headers. Raises ConfigError."""
+        given = {"key": key, "topic": topic, "id": id, "headers": headers, **unknown}
+        return _CallsWithOptions(self, call_options(f"{self.name}.options()", given))
+
+    def apply_async(
+        self,
+        args: list[Any] | tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_id: str | None = None,
+        queue: str | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        **unknown: Any,
+    ) -> Handle[R]:
+        """`delay` in Celery's spelling: a queue is a topic."""
+        check_options(f"{self.name}.apply_async()", unknown, ("args", "kwargs", "task_id", "queue", "headers"))
+        options = call_options(f"{self.name}.apply_async()", {"id": task_id, "topic": queue, "headers": headers})
+        positional: object = args or ()
+        keyword: object = kwargs or {}
+        if not isinstance(positional, list | tuple):
+            raise ArgumentsError(f"{self.name}.apply_async(): args={args!r} is not a list or tuple of arguments")
+        if not isinstance(keyword, Mapping):
+            raise ArgumentsError(f"{self.name}.apply_async(): kwargs={kwargs!r} is not a mapping of arguments")
+        return Handle(self.route(options).send(tuple(positional), keyword))
+
+    def _make_route(self) -> Route:
+        self._route = self.route(CallOptions())
+        return self._route
+
+    def route(self, options: CallOptions) -> Route:
+        return Route(self.app, self.name, self.topic, self.serializer.encode, self._key, options)
+
+
+class SyncTask(Task[P, R]):
+    """A task of a `def` function."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.fn(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class AsyncTask(Task[P, R]):
+    """A task of an `async def` function."""
+
+    is_async = True
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        return self.fn(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+class _CallsWithOptions(Calls[P, R]):
+    def __init__(self, task: Task[P, R], options: CallOptions) -> None:
+        self._task = task
+        self._options = options
+
+    def _make_route(self) -> Route:
+        self._route = self._task.route(self._options)
+        return self._route
+
+
+class Decorator(Protocol):
+    """Makes a task of a function."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the first that fits is the one that counts
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+
+
+class Event:
+    """A kind of thing that happens. Groups subscribe handlers to it; publishing it runs those of every group.
+
+    A handler names as parameters the fields it needs; it is not given others, so an event may come to have more.
+    """
+
+    def __init__(self, app: Registry, name: str, topic: str | None) -> None:
+        self.app = app
+        self.name = check_name("an event", name)
+        self._topic = None if topic is None else check_topic(topic)
+        self.handlers: tuple[Task[Any, Any], ...] = ()
+        self._route: Route | None = None
+
+    def __repr__(self) -> str:
+        return f"<event {self.name}>"
+
+    @property
+    def topic(self) -> str:
+        return self._topic or self.app.settings.default_topic
+
+    def is_on(self, topic: str | None) -> bool:
+        """Whether it was declared with this topic, or without one."""
+        return self._topic == topic
+
+    @overload
+    def subscribe(  # type: ignore[overload-overlap]  # the first that fits is the one that counts
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def subscribe(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
+    @overload
+    def subscribe(self, *, group: str | None = None, name: str | None = None) -> Decorator: ...
+    def subscribe(self, fn: Any = None, **options: Any) -> Any:
+        """Make a handler of a function: a task that also runs, for its group, whenever the event is published."""
+        check_options(f"{self.name}.subscribe()", options, ("group", "name"))
+
+        def decorate(fn: Any) -> Task[Any, Any]:
+            is_task = isinstance(fn, Task)
+            handler = (
+                self._adopt(fn, options) if is_task else make_task(self.app, fn, {**options, "topic": self._topic})
+            )
+            others = [known for known in self.handlers if known.name != handler.name]
+            self.handlers = (*others, handler)
+            return handler
+
+        return decorate if fn is None else decorate(fn)
+
+    def _adopt(self, task: Task[Any, Any], options: Mapping[str, Any]) -> Task[Any, Any]:
+        where = f"{self.name}.subscribe() of the task {task.name}"
+        if task.app is not self.app:
+            raise ConfigError(f"{where}: the task belongs to another app")
+        if task.serializer_name == "cloudpickle":
+            raise ConfigError(f"{where}: events are not signed, and the task runs signed messages only")
+        if options:
+            raise ConfigError(f"{where}: a task keeps its own group and name; subscribe a function of its own instead")
+        return task
+
+    def publish(self, **fields: Any) -> Handle[None]:
+        """Publish one record that every group with a handler will see. Returns once the broker has it.
+
+        Raises ArgumentsError if a handler known here can't take these fields, and BrokerError.
+        """
+        return Handle((self._route or self._make_route()).send((), fields))
+
+    async def apublish(self, **fields: Any) -> Handle[None]:
+        """The same from async code (asyncio or trio), never blocking the event loop. Cancelled means not published."""
+        route = self._route if self._route is not None else await _in_thread(self._make_route)
+        return Handle(await route.send_async((), fields))
+
+    def _make_route(self) -> Route:
+        self._route = Route(self.app, self.name, self.topic, self._encode, None, CallOptions())
+        return self._route
+
+    def _encode(self, args: tuple[Any, ...], fields: Mapping[str, Any], ident: Any, /) -> Any:
+        return encode_event(self.name, fields, ident, [handler.decode_args for handler in self.handlers])
+
+
+# --- making tasks
+
+
+def make_task(app: Registry, fn: Any, given: Mapping[str, Any]) -> Task[Any, Any]:
+    """Make a task of a function and register it. Raises ConfigError for what can't be one, and for options."""
+    where = f"@task of {getattr(fn, '__qualname__', repr(fn))}"
+    if isinstance(fn, Task) or not inspect.isfunction(fn):
+        raise ConfigError(f"{where}: a task is made of a function, and this is a {type(fn).__name__}")
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ConfigError(f"{where}: a generator can't be a task; return a list")
+    if _is_method(fn):
+        raise ConfigError(f"{where}: a method can't be a task, since a message carries no object; use a function")
+    options = task_options(where, given)
+    made: Task[Any, Any] = (AsyncTask if inspect.iscoroutinefunction(fn) else SyncTask)(app, fn, options)
+    app.add_task(made)
+    return made
+
+
+def default_name(fn: Callable[..., Any]) -> str:
+    """Return the name of a task that is not given one: its function's module and name within that.
+
+    A module that is run as a program is called what it is called when a worker imports it.
+    """
+    module = fn.__module__
+    return f"{_main_module() if module == '__main__' else module}.{fn.__qualname__}"
+
+
+def _main_module() -> str:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m shop.tasks
+        return str(spec.name)
+    file = getattr(main, "__file__", None)
+    if file is None:  # an interpreter's prompt
+        return "__main__"
+    path = Path(file).resolve()  # python shop/tasks.py
+    names = [path.stem]
+    for folder in path.parents:
+        if not folder.joinpath("__init__.py").exists():
+            break
+        names.insert(0, folder.name)
+    return ".".join(names)
+
+
+def _is_method(fn: Callable[..., Any]) -> bool:
+    """Whether the function was defined in a class's body and expects the instance or class."""
+    scope = fn.__qualname__.rpartition(".")[0]
+    first = next(iter(inspect.signature(fn).parameters), None)
+    return bool(scope) and not scope.endswith("<locals>") and first in ("self", "cls")
+
+
+async def _in_thread(fn: Callable[[], T]) -> T:
+    from anyio import to_thread
+
+    return await to_thread.run_sync(fn)

@@ -1,0 +1,176 @@
+"""The way of an invocation from a call to the broker: one core, for tasks and events, one or many, sync and async.
+
+A `Route` is all that can be settled before a call: topic, key, headers, encoder, metrics. What is left for a call is to
+encode, send and count, which is what makes publishing cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
+from time import perf_counter
+from typing import Any, Protocol
+
+from taskq.arguments import Parameters
+from taskq.broker.port import Headers, Message, Producer, WouldBlock
+from taskq.config import Settings, did_you_mean
+from taskq.errors import ArgumentsError, ConfigError
+from taskq.message import Id
+from taskq.metrics import metrics
+from taskq.options import CallOptions, encode_key
+from taskq.serializers import Encode
+
+KeyOf = Callable[[tuple[Any, ...], Mapping[str, Any]], bytes | None]
+"""Makes a record's key of a call's positional and keyword arguments."""
+
+
+class Outlet(Protocol):
+    """What a route needs of an app: its broker's producer, opened when first used."""
+
+    opened: Producer | None
+    """The producer, if it is open."""
+
+    @property
+    def producer(self) -> Producer:
+        """The producer, opened if need be: that may block."""
+        ...
+
+    @property
+    def settings(self) -> Settings: ...
+
+
+class Route:
+    """Publishes the calls of one task or event."""
+
+    # All constant. Threads share it freely.
+    __slots__ = ("_encode", "_headers", "_ident", "_key", "_key_of", "_observe", "_outlet", "_published", "_topic")
+
+    def __init__(
+        self, outlet: Outlet, name: str, topic: str, encode: Encode, key: bytes | KeyOf | None, options: CallOptions
+    ) -> None:
+        topic = options.topic or topic
+        key = key if options.key is None else options.key
+        self._outlet = outlet
+        self._topic = topic
+        self._encode = encode
+        self._key_of = key if callable(key) else None
+        self._key = None if callable(key) else key
+        self._ident = options.ident
+        self._headers: Headers = options.headers
+        self._published = metrics.published.labels(topic, name)
+        self._observe = metrics.publish_seconds.labels(topic).observe
+
+    def send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
+        """Publish one call; return its id once the broker has it."""
+        started = perf_counter()
+        ident, value, key = self._prepare(args, kwargs)
+        outlet = self._outlet
+        (outlet.opened or outlet.producer).send(self._topic, value, key, self._headers)
+        self._observe(perf_counter() - started)
+        self._published.value += 1
+        return ident
+
+    async def send_async(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
+        """The same without blocking the event loop. Cancelled means not published."""
+        from anyio import to_thread
+        from anyio.lowlevel import checkpoint
+
+        await checkpoint()
+        started = perf_counter()
+        ident, value, key = self._prepare(args, kwargs)
+        outlet = self._outlet
+        producer = outlet.opened
+        if producer is None:
+            producer = await to_thread.run_sync(lambda: outlet.producer)
+        try:
+            producer.send(self._topic, value, key, self._headers, wait=False)
+        except WouldBlock:
+            await to_thread.run_sync(producer.send, self._topic, value, key, self._headers)
+        self._observe(perf_counter() - started)
+        self._published.value += 1
+        return ident
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Id, bytes, bytes | None]:
+        ident, value = self._encode(args, kwargs, self._ident)
+        key_of = self._key_of
+        return ident, value, self._key if key_of is None else key_of(args, kwargs)
+
+    def send_many(self, calls: Iterable[tuple[Any, ...]]) -> list[Id]:
+        """Publish many calls of positional arguments at once. All are encoded, hence checked, before any is sent."""
+        if self._ident is not None:
+            raise ConfigError("map publishes many invocations; they can't all have the one id that options() gave")
+        started = perf_counter()
+        encode, key, key_of, headers = self._encode, self._key, self._key_of, self._headers
+        nothing: dict[str, Any] = {}
+        make = tuple.__new__  # what Message(...) does after its defaults; half its price
+        idents: list[Id] = []
+        messages: list[Message] = []
+        for call in calls:
+            args = call if call.__class__ is tuple else _as_tuple(call)
+            ident, value = encode(args, nothing, None)
+            if key_of is not None:
+                key = key_of(args, nothing)
+            idents.append(ident)
+            messages.append(make(Message, (value, key, headers)))
+        if messages:
+            self._outlet.producer.send_many(self._topic, messages)
+            self._observe(perf_counter() - started)
+            self._published.value += len(messages)
+        return idents
+
+
+def _as_tuple(args: Any) -> tuple[Any, ...]:
+    if isinstance(args, tuple | list):
+        return tuple(args)
+    raise ArgumentsError(f"map takes tuples of arguments, such as map([(1, 2), (3, 4)]); {args!r} is not one")
+
+
+def make_key(key: Any, parameters: Parameters) -> bytes | KeyOf | None:
+    """Return a task's `key=` option as what a route needs: a constant, or a function of a call's arguments.
+
+    Raises ConfigError for a function with parameters that are not the task's.
+    """
+    if not callable(key):
+        return encode_key(key)
+    owner = f"the key of {parameters.task_name}"
+    names = _names_of_key(owner, key)
+    for name in names:
+        if name not in parameters.signature.parameters:
+            raise ConfigError(
+                f"{owner}: the task has no parameter {name!r}{did_you_mean(name, parameters.signature.parameters)}"
+            )
+    count = len(parameters.positional)
+    quick = parameters.plain and all(name in parameters.positional for name in names) and names
+    pick = itemgetter(*map(parameters.positional.index, names)) if quick else None
+    is_single = len(names) == 1
+
+    def key_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | None:
+        if pick is not None and len(args) == count:
+            picked = pick(args)
+            made = key(picked) if is_single else key(*picked)
+        else:
+            bound = parameters.bind(args, kwargs)
+            made = key(*[bound[name] for name in names])
+        return _encode_made_key(owner, made)
+
+    return key_of
+
+
+def _encode_made_key(owner: str, key: Any) -> bytes | None:
+    try:
+        return encode_key(key)
+    except ConfigError as error:
+        raise ArgumentsError(f"{owner}: {error}") from None
+
+
+def _names_of_key(owner: str, key: Callable[..., Any]) -> list[str]:
+    import inspect
+
+    try:
+        parameters = inspect.signature(key).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{owner}: {error}") from error
+    for parameter in parameters:
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise ConfigError(f"{owner}: name the arguments it needs; {parameter} is not a name")
+    return [parameter.name for parameter in parameters]

@@ -59,7 +59,7 @@ def _find(names: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
 def _measure(found: Sequence[Peer], measures: Sequence[Measure], results: Results, quick: bool) -> None:
     began = time.monotonic()
     for measure in measures:
-        for _ in range(1 if quick else REPETITIONS):
+        for _ in range(REPETITIONS if measure.repeated and not quick else 1):
             for peer in found:
                 if not measure.applies(peer):
                     continue

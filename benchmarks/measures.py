@@ -24,16 +24,19 @@ _LATENCY_SAMPLES = 500
 _IDLE_S = 5.0
 _SETTLE_S = 2.0
 _FLOOR_COUNT = 50_000
+_BACKLOG = 10_000_000
+_BACKLOG_TIMEOUT_S = 180.0
 _STARTS = 5
 
 
 @frozen
 class Measure:
-    """One row or column of the tables. `applies` says whether a peer can do it at all."""
+    """One row or column of the tables. `applies` says whether a peer can do it at all; the slowest is run but once."""
 
     name: str
     run: Callable[[Peer, bool], Numbers]
     applies: Callable[[Peer], bool] = field(default=lambda _peer: True)
+    repeated: bool = True
 
 
 def _drain(task: str, processes: int, kind: str = "publish") -> Callable[[Peer, bool], Numbers]:
@@ -92,6 +95,15 @@ def _idle(peer: Peer, quick: bool) -> Numbers:
     }
 
 
+def _backlog(peer: Peer, quick: bool) -> Numbers:
+    """A drain as in `drain_bulk_1`, of a backlog that is far larger than a worker's memory should be."""
+    count = _BACKLOG // (20 if quick else 1)
+    with stage(peer, count) as on:
+        publisher(on, "bulk", "noop", count, _BACKLOG_TIMEOUT_S)
+        drained = drain(on, WorkerPlan("noop", 1, peer.concurrency), count, _BACKLOG_TIMEOUT_S)
+    return _complete(drained.missing, {"rate": drained.rate, "rss_peak": drained.rss_peak - count})
+
+
 def _floors(peer: Peer, quick: bool) -> Numbers:
     """The least that publishing and draining can cost here, see `floors.py`."""
     with stage(peer, _FLOOR_COUNT) as on:
@@ -134,6 +146,7 @@ MEASURES = (
     Measure("io_threads", _io("sleep", _IO_THREADS)),
     Measure("io_async", _io("sleep_async", _IO_ASYNC), _can("sleep_async")),
     Measure("idle", _idle),
+    Measure("backlog", _backlog, _is_taskq, repeated=False),
     Measure("floors", _floors, _is_taskq),
     Measure("start", _start, _is_taskq),
 )

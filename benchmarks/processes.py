@@ -31,28 +31,28 @@ class Usage:
 
     pss: int
     rss: int
+    rss_peak: int
     cpu_ns: int
     processes: int
 
 
 def usage(roots: Sequence[int]) -> Usage:
     """What the trees below `roots` use together."""
-    pss = rss = cpu_ns = 0
+    pss = rss = rss_peak = cpu_ns = 0
     pids = [pid for root in roots for pid in tree(root)]
     for each in pids:
         with contextlib.suppress(OSError):
-            sizes = dict(_sizes(Path(f"/proc/{each}/smaps_rollup").read_text()))
-            pss += sizes["Pss"]
-            rss += sizes["Rss"]
+            pss += _kilobytes(Path(f"/proc/{each}/smaps_rollup"), "Pss:") * 1024
+            status = Path(f"/proc/{each}/status")
+            rss += _kilobytes(status, "VmRSS:") * 1024
+            rss_peak += _kilobytes(status, "VmHWM:") * 1024
             for thread in os.listdir(f"/proc/{each}/task"):
                 cpu_ns += int(Path(f"/proc/{each}/task/{thread}/schedstat").read_text().split()[0])
-    return Usage(pss, rss, cpu_ns, len(pids))
+    return Usage(pss, rss, rss_peak, cpu_ns, len(pids))
 
 
-def _sizes(rollup: str) -> Iterator[tuple[str, int]]:
-    for line in rollup.splitlines()[1:]:
-        name, rest = line.split(":", 1)
-        yield name, int(rest.split()[0]) * 1024
+def _kilobytes(file: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(name))
 
 
 @contextlib.contextmanager

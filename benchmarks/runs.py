@@ -16,7 +16,7 @@ from attrs import frozen
 
 from benchmarks.board import Board
 from benchmarks.peer import Peer, WorkerPlan
-from benchmarks.processes import running
+from benchmarks.processes import running, usage
 from benchmarks.redis_server import redis_server
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -80,11 +80,12 @@ def last_line(log: Path) -> str:
 
 @frozen
 class Drain:
-    """Rate in messages a second while all `processes` were at work; `missing` messages had not run at the time-out."""
+    """Rate in messages a second while all `processes` were at work; `missing` messages had not run at the time-out;
+    `rss_peak` is in bytes, and includes the board's flags."""
 
     rate: float
-    seconds: float
     missing: int
+    rss_peak: int
 
 
 def drain(on: Stage, plan: WorkerPlan, count: int, timeout_s: float = TIMEOUT_S) -> Drain:
@@ -101,8 +102,9 @@ def drain(on: Stage, plan: WorkerPlan, count: int, timeout_s: float = TIMEOUT_S)
             time.sleep(_LOOK_EVERY_S)
             low = on.board.first_unset(low, count)
         elapsed_s = time.perf_counter() - at
+        rss_peak = usage([process.pid for process in started]).rss_peak
     ran = count if low == count else on.board.done(count)
-    return Drain((ran - done) / elapsed_s, elapsed_s, count - ran)
+    return Drain((ran - done) / elapsed_s, count - ran, rss_peak)
 
 
 def _first_sight(

@@ -12,6 +12,7 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "x": lambda value: f"{value:.1f}x",
     "/s": lambda value: f"{value:,.0f}/s",
     "us": lambda value: f"{value:.1f} us",
+    "MB": lambda value: f"{value:.0f} MB",
     "ms": lambda value: f"{value:.2f} ms",
     "%": lambda value: f"{value:.1%}",
 }
@@ -86,6 +87,11 @@ def _wait(results: Results) -> Iterator[Target]:
         latency_us = results.median("latency", "taskq", number)
         latency_ms = None if latency_us is None else latency_us / 1e3
         yield Target(f"idle latency: {name}", latency_ms, bound, "ms", at_least=False)
+    rate, small = results.median("backlog", "taskq", "rate"), results.median("drain_bulk_1", "taskq", "rate")
+    yield Target("drain of 10 million: to that of 500,000", _ratio(rate, small), 0.9, "x")
+    peak, idle = results.median("backlog", "taskq", "rss_peak"), results.median("idle", "taskq", "rss")
+    grown_mb = (peak - idle) / 1e6 if peak and idle else None
+    yield Target("drain of 10 million: RSS above an idle worker's", grown_mb, 50, "MB", at_least=False)
     yield Target("idle worker: CPU", results.median("idle", "taskq", "cpu_share"), 0.01, "%", at_least=False)
     for what, measure in (("10 ms sleeps, 32 threads", "io_threads"), ("10 ms sleeps, 200 async", "io_async")):
         yield Target(f"{what}: of ideal", results.median(measure, "taskq", "share"), 0.95, "%")

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, Literal, Never, ParamSpec, Self, TypeVar, overload
 
 from attrs import frozen
 
@@ -100,7 +100,7 @@ class TaskQ:
 
         return decorate if fn is None else decorate(fn)
 
-    def event(self, name: str, *, topic: str | None = None, **unknown: Any) -> Event:
+    def event(self, name: str, *, topic: str | None = None, **unknown: Never) -> Event:
         """Return the event of this name, made when first asked for; without a topic, on the app's default topic.
 
         Raises ConfigError if it is known with another topic.

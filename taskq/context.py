@@ -57,7 +57,7 @@ def running(
     topic: str | None = None,
     partition: int = 0,
     offset: int = 0,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str | bytes] | None = None,
 ) -> Generator[None]:
     """Inside this, `current` says that `task` is running: for tests of functions that use `current`."""
     envelope = Envelope(name=task.name, id=None if id is None else parse_id(id), args=Raw(b"\x90"))

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
 
 from taskq.arguments import Parameters
 from taskq.config import check_topic
@@ -70,6 +70,9 @@ class Task(Calls[P, R]):
     P are the function's parameters, R is what it returns, awaited if need be.
     """
 
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[..., Any]
     is_async = False
 
     def __init__(self, app: Registry, fn: Callable[..., Any], options: TaskOptions) -> None:
@@ -91,7 +94,7 @@ class Task(Calls[P, R]):
         return f"<task {self.name}>"
 
     def __reduce__(self) -> str:
-        return self.fn.__qualname__  # as functions are: by name, from its module
+        return self.__qualname__  # as functions are: by name, from its module
 
     @property
     def group(self) -> str:
@@ -131,7 +134,7 @@ class Task(Calls[P, R]):
         topic: str | None = None,
         id: str | None = None,  # noqa: A002 - SPEC's name
         headers: Mapping[str, str | bytes] | None = None,
-        **unknown: Any,
+        **unknown: Never,
     ) -> Calls[P, R]:
         """Return the same to publish with another key, topic or id, or with headers. Raises ConfigError."""
         given = {"key": key, "topic": topic, "id": id, "headers": headers, **unknown}
@@ -145,18 +148,12 @@ class Task(Calls[P, R]):
         task_id: str | None = None,
         queue: str | None = None,
         headers: Mapping[str, str | bytes] | None = None,
-        **unknown: Any,
+        **unknown: Never,
     ) -> Handle[R]:
         """`delay` in Celery's spelling: a queue is a topic."""
         check_options(f"{self.name}.apply_async()", unknown, ("args", "kwargs", "task_id", "queue", "headers"))
         options = call_options(f"{self.name}.apply_async()", {"id": task_id, "topic": queue, "headers": headers})
-        positional: object = args or ()
-        keyword: object = kwargs or {}
-        if not isinstance(positional, list | tuple):
-            raise ArgumentsError(f"{self.name}.apply_async(): args={args!r} is not a list or tuple of arguments")
-        if not isinstance(keyword, Mapping):
-            raise ArgumentsError(f"{self.name}.apply_async(): kwargs={kwargs!r} is not a mapping of arguments")
-        return Handle(self.route(options).send(tuple(positional), keyword))
+        return Handle(self.route(options).send(*_celery_arguments(self.name, args or (), kwargs or {})))
 
     def _make_route(self) -> Route:
         self._route = self.route(CallOptions())
@@ -322,6 +319,12 @@ def _main_module() -> str:
             break
         names.insert(0, folder.name)
     return ".".join(names)
+
+
+def _celery_arguments(name: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(args, list | tuple) and isinstance(kwargs, Mapping):
+        return tuple(args), kwargs
+    raise ArgumentsError(f"{name}.apply_async(): args={args!r} is no list or tuple, or kwargs={kwargs!r} is no mapping")
 
 
 def _is_method(fn: Callable[..., Any]) -> bool:

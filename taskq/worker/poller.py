@@ -280,14 +280,14 @@ class Poller:
         self._commit(self.works.values())
 
     def _fold(self) -> None:
-        for job in self._intake.jobs:
-            job.count(self._clock_skew_s)
         for work in self.works.values():
             work.fold()
             if work.is_stalled and work.fits(self._concurrency):
                 work.is_stalled = False
                 if not self._is_full:
                     self._consumer.resume([work.tp])
+        for job in self._intake.jobs:  # last: a run is told before its offset, so what was folded is counted
+            job.count(self._clock_skew_s)
 
     def _commit(self, works: Iterable[Work]) -> None:
         progress = {}

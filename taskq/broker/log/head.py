@@ -40,6 +40,7 @@ HEAD_BYTES = 256
 GENERATION, INTENT, WAITING = 3, 4, 5
 _SLOT_WORDS = 8
 _SLOT = Struct("=8q")
+_fill_slot = _SLOT.pack_into
 _SLOT_POSITIONS = (64, 128)  # bytes, by the generation's parity
 _NEXT_OFFSET = 10  # word of slot 0
 
@@ -123,11 +124,10 @@ class Head:
         generation: int = words[GENERATION] + 1
         base, index_position, index_size, start, xor = steady
         check = xor ^ position ^ next_offset ^ generation
-        _SLOT.pack_into(
-            self._bytes,
-            _SLOT_POSITIONS[generation & 1],
-            *(base, position, next_offset, index_position, index_size, start, generation, check),
-        )
+        at = _SLOT_POSITIONS[generation & 1]
+        # fmt: off
+        _fill_slot(self._bytes, at, base, position, next_offset, index_position, index_size, start, generation, check)
+        # fmt: on
         words[GENERATION] = generation
         return generation
 

@@ -140,9 +140,9 @@ class Partition:
                         self._index(offset + count - 1, position)
                 except OSError as error:
                     raise self._undo(error) from error
-                self._next_offset = offset = offset + count
-                self._position = position = position + size
-                self._generation = self._publish(position, offset, self._steady)
+                self._next_offset = offset + count
+                self._position = position + size
+                self._generation = self._publish(position + size, offset + count, self._steady)
                 somebody_waits = words[WAITING]
                 if somebody_waits:
                     words[WAITING] = 0
@@ -152,7 +152,7 @@ class Partition:
             self._mutex.release()
         if somebody_waits:
             self._wake()
-        return offset - count
+        return offset
 
     def _index(self, last_offset: int, position: int) -> None:
         base, size = self._steady.segment_base, self._steady.index_size

@@ -27,7 +27,7 @@ class _Runner:
 
     def __init__(self) -> None:
         self.item: Item | None = None
-        self.signal = anyio.Event()
+        self.signal: anyio.Event | None = None
 
 
 class AsyncCrew:
@@ -42,22 +42,25 @@ class AsyncCrew:
         self._idle: list[_Runner] = []  # changed on the event loop only
         self._is_waking = False
         self._call_soon: Callable[[Callable[[], None]], object] | None = None
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
+        self._is_cancelled = False
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run until `cancel`."""
         self._call_soon = _loop_caller()
-        with self._scope:
-            async with anyio.create_task_group() as group:
-                for _ in range(self._size):
-                    runner = _Runner()
-                    self._runners.append(runner)
-                    group.start_soon(self._run, runner)
-                task_status.started()
+        async with anyio.create_task_group() as group:
+            self._scope = group.cancel_scope
+            for _ in range(self._size):
+                runner = _Runner()
+                self._runners.append(runner)
+                group.start_soon(self._run, runner)
+            task_status.started()
 
     def cancel(self) -> None:
         """Stop everything, what runs included. On the event loop."""
-        self._scope.cancel()
+        self._is_cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     def submit(self, items: list[Item]) -> None:
         self.queue.extend(items)
@@ -69,7 +72,9 @@ class AsyncCrew:
     def _wake(self) -> None:
         self._is_waking = False
         for _ in range(min(len(self.queue), len(self._idle))):
-            self._idle.pop().signal.set()
+            signal = self._idle.pop().signal
+            assert signal is not None
+            signal.set()
 
     def running(self) -> list[Item]:
         return [item for runner in self._runners if (item := runner.item) is not None]
@@ -83,9 +88,9 @@ class AsyncCrew:
                 item = runner.item = take()
             except IndexError:
                 runner.item = None
-                runner.signal = anyio.Event()
+                runner.signal = signal = anyio.Event()
                 self._idle.append(runner)
-                await runner.signal.wait()
+                await signal.wait()
                 yielded = perf_counter()
                 continue
             job, envelope, record, work = item
@@ -98,7 +103,7 @@ class AsyncCrew:
                 else:
                     await job.call(*args)
             except BaseException as error:
-                if self._scope.cancel_called:
+                if self._is_cancelled:
                     raise  # unfinished: it will be delivered again
                 feed.fail(item, error)
                 ended = perf_counter()

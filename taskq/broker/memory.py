@@ -165,6 +165,7 @@ class MemoryProducer:
         for value, key, headers in messages:
             check_size(topic, value, key, headers)
         with self._state.locked():
+            self._state.ensure(topic)
             for message in messages:
                 self._state.append(topic, message)
 

@@ -51,7 +51,9 @@ def read_follows(path: Path) -> Graph:
                 if a != b:
                     follows.add((a, b))
                     follows.add((b, a))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise GraphError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise GraphError(f"{path}: {error}") from error
     if not follows:
         raise GraphError(f"{path}: no pairs in it")

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import NoReturn, Self
+from urllib.parse import urlencode, urlsplit
 
-import httpx
 from attrs import frozen
 
 from examples.sns_feed import store
@@ -28,6 +29,7 @@ ANSWER_S = 300.0
 STOP_S = 15.0
 LOOK_S = 0.02
 WATCH_S = 0.5
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -143,8 +145,6 @@ class Site:
             for number in range(1, self._workers + 1):
                 self.start_worker(f"worker {number}")
             self.url = web.wait_for(r"running on (http://\S+)")[1]
-            self._client = opening.enter_context(httpx.Client(base_url=self.url, timeout=ANSWER_S))
-            self._client.get("/").raise_for_status()
             self.wait(lambda: self.backlog.workers() == self._workers, START_S, f"{self._workers} workers")
             self._open = opening.pop_all()
         return self
@@ -158,12 +158,15 @@ class Site:
 
     def post(self, author_id: int, text: str, mode: store.Mode) -> Posted:
         """Post over HTTP, as a browser would."""
+        form = urlencode({"text": text, "mode": mode})
         started = time.perf_counter()
-        answer = self._client.post(f"/users/{author_id}/posts", data={"text": text, "mode": mode})
-        seconds = time.perf_counter() - started
-        if answer.status_code != 303:
-            raise SiteError(f"posting was answered with {answer.status_code}")
-        return Posted(int(answer.headers["location"].rpartition("/")[2]), seconds)
+        with closing(HTTPConnection(urlsplit(self.url).netloc, timeout=ANSWER_S)) as connection:
+            connection.request("POST", f"/users/{author_id}/posts", form, FORM)
+            answer = connection.getresponse()
+            seconds = time.perf_counter() - started
+        if answer.status != 303:
+            raise SiteError(f"posting was answered with {answer.status}")
+        return Posted(int(answer.headers["Location"].rpartition("/")[2]), seconds)
 
     def wait(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         """Wait until that is so. Raises SiteError when it takes longer, or a process ends meanwhile."""
@@ -173,6 +176,11 @@ class Site:
             if time.monotonic() > deadline:
                 raise SiteError(f"no {what} within {timeout:.0f} s")
             time.sleep(LOOK_S)
+
+    def wait_until_delivered(self, post_id: int, timeout: float) -> None:
+        """Wait until every follower has the post and no invocation is left. Raises SiteError."""
+        self.wait(lambda: not self.wrong_rows(post_id), timeout, "delivery to everyone")
+        self.wait(lambda: self.backlog.read() == 0, timeout, "empty backlog")
 
     def watch(self) -> NoReturn:
         """Stay until a process ends (SiteError), or until interrupted."""

@@ -51,7 +51,7 @@ templates.env.filters.update(duration=duration, clock=clock, iso=iso, initials=i
 
 def post_html(post: Post) -> str:
     """A post as it stands in a feed."""
-    return templates.get_template("_post.html").render(post=post)
+    return templates.get_template("_post.html").render(post=post).strip()
 
 
 def _error(request: Request, status: int, title: str, detail: str) -> Response:

@@ -80,6 +80,10 @@ def top_users(db: sqlite3.Connection, limit: int) -> list[User]:
     return _users(db.execute(sql, (limit,)))
 
 
+def least_followed(db: sqlite3.Connection) -> User:
+    return User(*db.execute("SELECT id, name, followers FROM users ORDER BY followers, id LIMIT 1").fetchone())
+
+
 def find_user(db: sqlite3.Connection, user_id: int) -> User | None:
     found = _users(db.execute("SELECT id, name, followers FROM users WHERE id = ?", (user_id,)))
     return found[0] if found else None

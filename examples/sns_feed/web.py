@@ -30,8 +30,7 @@ from examples.sns_feed.live import Live, Signal, sse, stream
 from examples.sns_feed.pages import ERROR_PAGES, HERE, duration, post_html, templates
 from examples.sns_feed.posting import TEXT_MAX, BadText, UnknownAuthor, clean, post_as_crowd, post_inline, post_queued
 from examples.sns_feed.tasks import CHUNK, database
-from taskq.broker import connect
-from taskq.config import load_settings
+from taskq.app import default_app
 
 PEOPLE_SHOWN = 12
 ASIDE_SHOWN = 6
@@ -243,14 +242,14 @@ async def backlog_events(request: Request) -> Response:
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     with database.reading():
         pass  # a missing database is told now, not at the first page
-    broker = await run_sync(connect, load_settings())
-    live = app.state.live = Live(database, Backlog(broker).read)
+    await run_sync(lambda: default_app.producer)  # opened now, so that the first post is as quick as the others
+    live = app.state.live = Live(database, Backlog(default_app.broker).read)
     async with anyio.create_task_group() as watchers:
         watchers.start_soon(live.watch_database)
         watchers.start_soon(live.watch_backlog)
         yield
         watchers.cancel_scope.cancel()
-    broker.close()
+    default_app.close()
     database.close()
 
 

@@ -19,6 +19,7 @@ def test_seeding_counts_followers(database: Database):
     with database.reading() as db:
         assert store.totals(db) == store.Totals(users=61, follows=60)
         assert store.top_users(db, 2) == [store.User(1, "User 1", 60), store.User(2, "User 2", 0)]
+        assert store.least_followed(db) == store.User(2, "User 2", 0)
         assert store.follower_ids(db, 1) == list(range(2, 62))
         assert store.following(db, 7, 5) == [store.User(1, "User 1", 60)]
         assert [user.id for user in store.followers(db, 1, 3)] == [2, 3, 4]
@@ -45,7 +46,7 @@ def test_the_database_is_in_wal_mode_with_keys_enforced(database: Database):
 
 
 def test_writing_is_all_or_nothing(database: Database):
-    def fail_halfway():
+    def fail_halfway() -> None:
         with database.writing() as db:
             store.add_post(db, 1, "half a thought", "queued")
             raise ZeroDivisionError

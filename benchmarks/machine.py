@@ -20,6 +20,7 @@ def describe(peers: Iterable[Peer]) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores ({_cpu()}), {platform.system()} {platform.release()}",
+        "load": f"{os.getloadavg()[0]:.1f} before the run, from other work",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "files": f"{_file_system(gettempdir())} (the temporary directory, where logs and databases are)",
         "redis": f"redis-server {redis_server.version()}: {redis_server.SETTINGS}",

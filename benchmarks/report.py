@@ -9,7 +9,7 @@ from benchmarks.results import Results
 from benchmarks.targets import targets
 
 README = Path(__file__).with_name("README.md")
-_BEGIN = "<!-- tables: begin (written by `make bench ARGS=--write-readme`) -->"
+_BEGIN = "<!-- tables: begin (written by `python -m benchmarks --write-readme`) -->"
 _END = "<!-- tables: end -->"
 
 Format = Callable[[float], str]

@@ -232,7 +232,7 @@ class Poller:
             work = self.works[tp]
             work.end = fetched_records[-1].offset + 1
             records = fetched_records
-            if work.end <= work.progress.high:  # a restart: some of these had been finished
+            if records[0].offset < work.progress.high:  # after a restart: some of these had been finished
                 records = [record for record in records if not work.progress.is_finished(record.offset)]
             work.handed_out += len(records)
             items, failures, skipped = self._intake.sort(work, records)

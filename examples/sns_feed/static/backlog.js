@@ -1,5 +1,5 @@
-// The backlog as a chart of the last half minute: an SVG path redrawn for each frame, so that it glides.
-const WINDOW_MS = 30_000;
+// The backlog as a chart of the last quarter of a minute: an SVG path redrawn for each frame, so that it glides.
+const WINDOW_MS = 15_000;
 const KEEP_MS = 60_000;
 const MARGIN = { top: 12, right: 12, bottom: 26, left: 52 };
 const SVG = "http://www.w3.org/2000/svg";
@@ -10,7 +10,7 @@ const figure = document.querySelector(".chart");
 const svg = figure.querySelector("svg");
 let samples = [];      // {at, backlog}: milliseconds on the server's clock, invocations
 let clock = null;      // the server's clock minus ours
-let top = 10;          // what the vertical axis reaches to; follows the data smoothly
+let top = 4;           // what the vertical axis reaches to: rises with the data at once, falls smoothly
 
 function part(name, attributes, text) {
   const element = document.createElementNS(SVG, name);
@@ -37,7 +37,7 @@ function draw() {
   const peak = seen.reduce((most, { backlog }) => Math.max(most, backlog), 0);
   const tick = step(Math.max(peak, 4));
   const goal = Math.ceil(Math.max(peak, 4) / tick) * tick;
-  top = still.matches || Math.abs(goal - top) < goal / 200 ? goal : top + (goal - top) * 0.2;
+  top = still.matches || top < goal * 1.01 ? goal : top + (goal - top) * 0.15;
 
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren();
@@ -45,7 +45,7 @@ function draw() {
     part("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(value), y2: y(value) });
     part("text", { x: MARGIN.left - 10, y: y(value) + 4, "text-anchor": "end" }, number.format(value));
   }
-  for (let ago = 0; ago <= WINDOW_MS; ago += 10_000) {
+  for (let ago = 0; ago <= WINDOW_MS; ago += 5_000) {
     const label = ago ? `−${ago / 1000} s` : "now";
     part("text", { x: x(end - ago), y: height - 4, "text-anchor": ago ? "middle" : "end" }, label);
   }

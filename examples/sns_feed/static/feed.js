@@ -12,4 +12,5 @@ events.addEventListener("post", ({ data }) => {
   if (document.getElementById(post.id)) return;
   post.classList.add("new");
   feed.prepend(post);
+  feed.querySelectorAll(".post:nth-of-type(n + 201)").forEach((old) => old.remove());
 });

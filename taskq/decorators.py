@@ -14,12 +14,11 @@ from taskq.config import check_topic
 from taskq.errors import ArgumentsError, ConfigError
 from taskq.options import CallOptions, TaskOptions, call_options, check_name, check_options, task_options
 from taskq.results import Handle
-from taskq.routes import Outlet, Route, make_key
+from taskq.routes import Outlet, Route, async_tools, make_key
 from taskq.serializers import Decode, Serializer, encode_event, make_serializer
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 
 class Registry(Outlet, Protocol):
@@ -48,7 +47,7 @@ class Calls(Generic[P, R]):
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """The same from async code (asyncio or trio), never blocking the event loop. Cancelled means not published."""
-        route = self._route if self._route is not None else await _in_thread(self._make_route)
+        route = self._route if self._route is not None else await async_tools()[1](self._make_route)
         return Handle(await route.send_async(args, kwargs))
 
     def map(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
@@ -60,8 +59,10 @@ class Calls(Generic[P, R]):
 
     async def amap(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
         """The same from async code, never blocking the event loop."""
+        _, run_in_thread = async_tools()
         collected = list(calls)
-        return await _in_thread(lambda: self.map(collected))
+        handles: list[Handle[R]] = await run_in_thread(self.map, collected)
+        return handles
 
 
 class Task(Calls[P, R]):
@@ -266,7 +267,7 @@ class Event:
 
     async def apublish(self, **fields: Any) -> Handle[None]:
         """The same from async code (asyncio or trio), never blocking the event loop. Cancelled means not published."""
-        route = self._route if self._route is not None else await _in_thread(self._make_route)
+        route = self._route if self._route is not None else await async_tools()[1](self._make_route)
         return Handle(await route.send_async((), fields))
 
     def _make_route(self) -> Route:
@@ -332,9 +333,3 @@ def _is_method(fn: Callable[..., Any]) -> bool:
     scope = fn.__qualname__.rpartition(".")[0]
     first = next(iter(inspect.signature(fn).parameters), None)
     return bool(scope) and not scope.endswith("<locals>") and first in ("self", "cls")
-
-
-async def _in_thread(fn: Callable[[], T]) -> T:
-    from anyio import to_thread
-
-    return await to_thread.run_sync(fn)

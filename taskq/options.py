@@ -7,7 +7,6 @@ is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from typing import Any, Literal
 from uuid import UUID
 
@@ -121,7 +120,12 @@ def encode_key(key: Any) -> bytes | None:
     """Return a record's key: what is not bytes as its text. None is no key. Raises ConfigError."""
     if key is None or isinstance(key, bytes):
         return key
-    if isinstance(key, str | int | UUID) and not isinstance(key, bool):
-        with suppress(UnicodeEncodeError):
+    if isinstance(key, _KEY_TYPES) and not isinstance(key, bool):
+        try:
             return str(key).encode()
+        except UnicodeEncodeError:
+            pass
     raise ConfigError(f"{key!r} can't be a key: use a string, bytes, an int, a UUID or None")
+
+
+_KEY_TYPES = (str, int, UUID)

@@ -6,7 +6,8 @@ encode, send and count, which is what makes publishing cheap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cache
 from operator import itemgetter
 from time import perf_counter
 from typing import Any, Protocol
@@ -22,6 +23,14 @@ from taskq.serializers import Encode
 
 KeyOf = Callable[[tuple[Any, ...], Mapping[str, Any]], bytes | None]
 """Makes a record's key of a call's positional and keyword arguments."""
+
+
+@cache
+def async_tools() -> tuple[Callable[[], Awaitable[None]], Callable[..., Awaitable[Any]]]:
+    """Return anyio's `checkpoint` and `to_thread.run_sync`. Who publishes from sync code only never imports anyio."""
+    from anyio import lowlevel, to_thread
+
+    return lowlevel.checkpoint, to_thread.run_sync
 
 
 class Outlet(Protocol):
@@ -72,20 +81,18 @@ class Route:
 
     async def send_async(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
         """The same without blocking the event loop. Cancelled means not published."""
-        from anyio import to_thread
-        from anyio.lowlevel import checkpoint
-
+        checkpoint, run_in_thread = async_tools()
         await checkpoint()
         started = perf_counter()
         ident, value, key = self._prepare(args, kwargs)
         outlet = self._outlet
         producer = outlet.opened
         if producer is None:
-            producer = await to_thread.run_sync(lambda: outlet.producer)
+            producer = await run_in_thread(lambda: outlet.producer)
         try:
             producer.send(self._topic, value, key, self._headers, wait=False)
         except WouldBlock:
-            await to_thread.run_sync(producer.send, self._topic, value, key, self._headers)
+            await run_in_thread(producer.send, self._topic, value, key, self._headers)
         self._observe(perf_counter() - started)
         self._published.value += 1
         return ident

@@ -103,8 +103,9 @@ class TypedSerializer:
 
         def encode(args: tuple[Any, ...], kwargs: Mapping[str, Any], ident: Id | None, /) -> tuple[Id, bytes]:
             named = EMPTY_MAP
+            payload: bytes | Raw | None
             try:
-                payload: bytes | Raw = dump(args)
+                payload = dump(args)
                 if kwargs:
                     count = len(args)
                     if not (plain and must[count] <= kwargs.keys() <= may[count]):
@@ -120,6 +121,8 @@ class TypedSerializer:
                         ident = make_id()
                         return ident, join((head, ident, args_key, payload))
             except _NOT_QUICK:
+                payload = None
+            if payload is None:
                 payload, named = codec.encode(args, kwargs)
                 named = named if kwargs else EMPTY_MAP
             ident = make_id() if ident is None else ident

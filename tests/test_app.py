@@ -365,7 +365,8 @@ def test_the_package_exports_what_it_says_and_nothing_that_is_not_there_yet() ->
 
 @pytest.mark.alone
 def test_importing_the_package_takes_less_than_150_ms(tmp_path: Path) -> None:
-    program = "import time; start = time.perf_counter(); import taskq; print(time.perf_counter() - start)"
+    # Of the processor's time, not of the clock's, which others' work makes longer.
+    program = "import time; start = time.process_time(); import taskq; print(time.process_time() - start)"
     environ = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
 
     times = [float(run(program, tmp_path, **environ)) for _ in range(5)]

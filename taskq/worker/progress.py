@@ -64,13 +64,14 @@ class Progress:
     `low` is the lowest unfinished offset, what a commit stores as its offset; `high` is one past the highest finished.
     """
 
-    __slots__ = ("_encoded", "_holes", "high", "low")
+    __slots__ = ("_encoded", "_holes", "_runs", "high", "low")
 
     def __init__(self, start: int) -> None:
         self.low = start
         self.high = start
         self._holes: set[int] = set()  # unfinished offsets in [low, high); has `low` unless low == high
-        self._encoded: bytes | None = b""  # of the state as it is; None: not computed since the last change
+        self._runs: bytes | None = None  # these two of the state as it is; None: not computed since the last change
+        self._encoded: bytes | None = None
 
     def __repr__(self) -> str:
         return f"Progress(low={self.low}, high={self.high}, finished_above={self.finished_above})"
@@ -124,13 +125,14 @@ class Progress:
     def encode(self) -> bytes:
         """What is finished above `low`, for the commit's metadata. Computed anew only after a change."""
         if self._encoded is None:
-            self._encoded = self._encode()
+            runs, bits_length = self._encode_runs(), 1 + _bits_length(self.high - self.low)
+            self._encoded = runs if len(runs) <= bits_length else self._encode_bits(bits_length)
         return self._encoded
 
     def fits(self, limit: int = ENCODED_BYTES_MAX, running: int = 0, upto: int = 0) -> bool:
         """Whether `encode()` stays within `limit` bytes, even after any `running` more offsets below `upto` finish.
 
-        Mostly answered from three numbers; encodes only when near the limit.
+        Mostly answered from a few numbers; encodes only when near the limit.
         """
         span = max(self.high, upto) - self.low
         if 1 + _bits_length(span) <= limit:  # as bits it fits whatever is finished
@@ -138,7 +140,8 @@ class Progress:
         length = _varint_length(span)
         spare = limit - running * (1 + length)  # each may split a gap: a run of one, and another gap
         pairs = min(len(self._holes), self.finished_above)
-        return 1 + pairs * 2 * length <= spare or (spare > 0 and self._runs_length() <= spare)
+        runs_length_max = 1 + pairs * (1 + length) + len(self._holes) // 128  # a gap of 128 takes a second byte
+        return runs_length_max <= spare or (spare > 0 and len(self._encode_runs()) <= spare)
 
     @classmethod
     def decode(cls, offset: int, metadata: bytes) -> Progress:
@@ -155,7 +158,6 @@ class Progress:
             else:
                 raise ValueError(f"progress of unknown kind {kind}")
             progress._load(lengths)
-            progress._encoded = metadata
         return progress
 
     def _finish_dense(self, offsets: list[int]) -> bool:
@@ -173,7 +175,6 @@ class Progress:
             for gap in _gaps(ended, first, high):
                 self._holes.update(gap)
         self.high = ended[-1] + 1
-        self._encoded = None
         return True
 
     def _raise_high(self, high: int) -> None:
@@ -185,7 +186,7 @@ class Progress:
 
     def _raise_low(self, changed: int) -> None:
         """After `changed` offsets finished: find the lowest hole anew, the cheaper of two ways."""
-        self._encoded = None
+        self._runs = self._encoded = None
         holes = self._holes
         if not holes:
             self.low = self.high
@@ -195,29 +196,21 @@ class Progress:
             else:
                 self.low = next(filter(holes.__contains__, range(self.low, self.high)))
 
-    def _lengths(self) -> list[int]:
-        """Alternating lengths of gaps and runs from `low` to `high`: a gap comes first, a run last."""
-        lengths: list[int] = []
-        for gap, following in pairwise([*_ranges(self._holes), range(self.high, self.high)]):
-            lengths += (len(gap), following.start - gap.stop)
-        return lengths
+    def _encode_runs(self) -> bytes:
+        if self._runs is None:
+            lengths: list[int] = []  # a gap comes first, a run last
+            for gap, following in pairwise([*_ranges(self._holes), range(self.high, self.high)]):
+                lengths += (len(gap), following.start - gap.stop)
+            self._runs = bytes((_RUNS,)) + _varints(lengths) if lengths else b""
+        return self._runs
 
-    def _runs_length(self) -> int:
-        return 1 + sum(map(_varint_length, self._lengths()))
-
-    def _encode(self) -> bytes:
-        if self.low == self.high:
-            return b""
-        runs = _varints(self._lengths())
-        bits_length = _bits_length(self.high - self.low)
-        if len(runs) <= bits_length:
-            return bytes((_RUNS,)) + runs
+    def _encode_bits(self, length: int) -> bytes:
         flags = bytearray(b"1") * (self.high - self.low - 1)  # from high to low: the number's digits
         top = self.high - 1
         for hole in self._holes:
             if hole != self.low:
                 flags[top - hole] = 0x30
-        return bytes((_BITS,)) + int(flags, 2).to_bytes(bits_length, "little")
+        return bytes((_BITS,)) + int(flags, 2).to_bytes(length - 1, "little")
 
     def _load(self, lengths: list[int]) -> None:
         if not lengths or len(lengths) % 2 or 0 in lengths:

@@ -110,8 +110,8 @@ class Bench:
         self.audit.touch()
         self.workers: list[WorkerProcess] = []
         self.environment = {"TASKQ_BROKER": self.broker, "TEST_AUDIT": str(self.audit)}
+        sys.modules.pop(module, None)  # an app that nothing has used yet
         self.app: TaskQ = importlib.import_module(module).app
-        self.app.close()
         self.app.configure(broker=self.broker)
 
     def task(self, name: str) -> Task[Any, Any]:

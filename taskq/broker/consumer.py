@@ -61,7 +61,8 @@ class EmbeddedConsumer:
         self._group = group
         self._counts = {topic: directory.ensure(topic) for topic in topics}
         self._waiters = names.group_waiters(root, group)
-        self._wakeup = Wakeup(self.member_id, [self._waiters, *(names.topic_waiters(root, t) for t in self._counts)])
+        waiters = [self._waiters, *(names.topic_waiters(root, topic) for topic in self._counts)]
+        self._wakeup = Wakeup(directory.files, self.member_id, waiters)
         self._membership = Membership(directory.files, root, group, self.member_id, tuple(self._counts))
         self._held: dict[TopicPartition, _Held] = {}
         self._live: dict[str, tuple[str, ...]] = {}

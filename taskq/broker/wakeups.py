@@ -15,8 +15,10 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
+
+from taskq.broker.log.files import Files
 
 NEW_RECORDS = b"r"
 GROUP_CHANGED = b"g"
@@ -27,11 +29,11 @@ _READ_BYTES = 65_536  # the most a FIFO holds
 class Wakeup:
     """The waiting end. `ring` may be called from any thread; the rest by one."""
 
-    def __init__(self, name: str, directories: Iterable[str]) -> None:
+    def __init__(self, files: Files, name: str, directories: Sequence[str]) -> None:
         self._paths = [f"{directory}/{name}" for directory in directories]
-        for path in self._paths:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        os.mkfifo(self._paths[0], 0o600)
+        for directory in directories:
+            files.makedirs(directory)
+        files.mkfifo(self._paths[0])
         # Opened for writing too: it never reads as closed when the last writer goes, and `ring` needs no other way in.
         self._fd = os.open(self._paths[0], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         for path in self._paths[1:]:

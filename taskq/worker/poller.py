@@ -184,6 +184,7 @@ class Poller:
                 _log.info("group %s gave up %s", self._group, work.tp)
             elif now >= work.handover_at:
                 work.handover_at = None
+                _log.info("%s is kept for now: %d invocations of it still run", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])
                 self._queue(work.parked)
                 work.parked = []

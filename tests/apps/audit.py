@@ -94,6 +94,16 @@ def tell_current() -> None:
     write(f"{current.task.name} {current.group} {current.topic} {current.id} {current.headers}")
 
 
+@app.task(topic="feed", group="feed")
+def store(text: str) -> None:
+    pass
+
+
+@app.task(topic="feed", group="feed")
+def store_and_fail(text: str) -> None:
+    raise ValueError(text)
+
+
 @app.task(topic="feed", group="search")
 def index(number: int) -> None:
     write(f"index {number}")

@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 
 from taskq.worker.worker import SIGNAL_ECHO_S
-from tests.processes import Bench, WorkerProcess, bench, metric, wait_until
+from tests.processes import Bench, WorkerProcess, bench, wait_until
+from tests.scrapes import page, partitions_held
 
 CONCURRENCY = 16
 COMMIT_INTERVAL_S = 0.1
 LATE_S = 0.15
 """How late a commit may be on a busy machine."""
-
-
-def held_by(worker: WorkerProcess) -> int:
-    return len(metric(worker.scrape(), "taskq_backlog", topic="feed"))
 
 
 @pytest.mark.alone
@@ -31,12 +28,12 @@ def test_of_two_workers_one_is_killed_midway_three_times(tmp_path: Path) -> None
         for turn in range(3):
             here.audit.write_bytes(b"")
             victim = here.start_worker("feed").wait_ready()
-            wait_until(lambda v=victim: held_by(survivor) == held_by(v) == 4, "four partitions each")
+            wait_until(lambda v=victim: partitions_held(survivor) == partitions_held(v) == 4, "four partitions each")
             here.task("note_when_and_where").map([(number,) for number in range(count)])
             here.wait_for_lines(count // 2)
             victim.kill()
             assert len(here.audited()) < count, "it was killed midway"
-            wait_until(lambda: held_by(survivor) == 8, "the survivor holds all partitions", within_s=1.0)
+            wait_until(lambda: partitions_held(survivor) == 8, "the survivor holds all partitions", within_s=1.0)
             here.wait_for_lines(count)
             wait_until(lambda: here.unfinished("feed") == 0, "all is finished")
             check_runs(here, victim, count, turn)
@@ -101,19 +98,9 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         here.wait_for_lines(2)
         worker.process.terminate()
         worker.wait_for("draining")
-        wait_until(lambda: "it is draining" in unready(worker), "it says that it drains")
+        wait_until(lambda: "it is draining" in page(worker, "/readyz"), "it says that it drains")
         drained_at = time.monotonic()
         wait_until(lambda: time.monotonic() > drained_at + 2 * SIGNAL_ECHO_S, "the next signal is no echo")
         worker.process.terminate()
         assert worker.process.wait(5) == 1
         assert here.unfinished("feed") == 1
-
-
-def unready(worker: WorkerProcess) -> str:
-    from urllib.error import HTTPError
-
-    try:
-        return worker.scrape("/readyz")
-    except HTTPError as error:
-        with error:
-            return error.read().decode()

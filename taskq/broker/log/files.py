@@ -30,6 +30,7 @@ class Files(Protocol):
 
     def listdir(self, path: str) -> list[str]: ...
     def makedirs(self, path: str) -> None: ...
+    def mkfifo(self, path: str) -> None: ...
     def rename(self, old: str, new: str, /) -> None: ...
     def unlink(self, path: str, /) -> None: ...
     def map_shared(self, fd: int, size: int) -> memoryview:
@@ -77,9 +78,21 @@ class RealFiles:
         return os.listdir(path)
 
     def makedirs(self, path: str) -> None:
-        os.makedirs(path, 0o770 if self._shared else 0o700, exist_ok=True)
-        if self._shared and os.stat(path).st_uid == os.geteuid():
+        """Make a directory and those above it that are missing; one that is there is left as it is."""
+        parent = os.path.dirname(path)
+        if parent and not os.path.isdir(parent):
+            self.makedirs(parent)
+        try:
+            os.mkdir(path, 0o770 if self._shared else 0o700)
+        except FileExistsError:
+            return
+        if self._shared:
             os.chmod(path, 0o770)
+
+    def mkfifo(self, path: str) -> None:
+        os.mkfifo(path, 0o660 if self._shared else 0o600)
+        if self._shared:
+            os.chmod(path, 0o660)
 
     def map_shared(self, fd: int, size: int) -> memoryview:
         return memoryview(mmap.mmap(fd, size)).cast("q")

@@ -1,0 +1,20 @@
+"""Reading what a worker's metrics page says."""
+
+from __future__ import annotations
+
+from urllib.error import HTTPError
+
+from tests.processes import WorkerProcess, metric
+
+
+def partitions_held(worker: WorkerProcess, topic: str = "feed") -> int:
+    return len(metric(worker.scrape(), "taskq_backlog", topic=topic))
+
+
+def page(worker: WorkerProcess, path: str) -> str:
+    """What a page says, whatever its status."""
+    try:
+        return worker.scrape(path)
+    except HTTPError as error:
+        with error:
+            return str(error.read().decode())

@@ -178,8 +178,6 @@ def bench(folder: Path, module: str = "tests.apps.audit") -> Iterator[Bench]:
 
 def metric(page: str, name: str, **labels: str) -> list[float]:
     """The values of a metric's series that have these labels."""
-    values = []
-    for line in page.splitlines():
-        if re.match(rf"{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items()):
-            values.append(float(line.rpartition(" ")[2]))
-    return values
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    lines = [line for line in page.splitlines() if re.match(rf"{name}(\{{|\s)", line)]
+    return [float(line.rpartition(" ")[2]) for line in lines if all(text in line for text in wanted)]

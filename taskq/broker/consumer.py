@@ -16,14 +16,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from taskq.broker.assignment import assign
+from taskq.broker.limits import check_progress
 from taskq.broker.log import names, offsets
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.directory import DataDirectory
 from taskq.broker.log.partition import Partition
 from taskq.broker.membership import Membership
-from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed, Fetched, Polled, TopicPartition
+from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
 from taskq.broker.wakeups import GROUP_CHANGED, NEW_RECORDS, Bell, Wakeup
-from taskq.errors import BrokerError, ConfigError, CorruptLog
+from taskq.errors import BrokerError, CorruptLog
 
 TICK_S = 0.25
 """How often a member looks for others that died. Failover is this and a moment."""
@@ -201,9 +202,7 @@ class EmbeddedConsumer:
 
     def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
         for tp, committed in progress.items():
-            if len(committed.metadata) > COMMIT_METADATA_BYTES_MAX:
-                size = len(committed.metadata)
-                raise ConfigError(f"{tp}: {size} bytes of commit metadata; {COMMIT_METADATA_BYTES_MAX} is the limit")
+            check_progress(tp, committed)
         for tp, committed in progress.items():
             held = self._held.get(tp)
             if held is not None:

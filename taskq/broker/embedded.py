@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import MappingProxyType
 
 from taskq.broker.consumer import EmbeddedConsumer
+from taskq.broker.limits import check_size
 from taskq.broker.log import names, offsets
 from taskq.broker.log.batch import encode_many, encode_one
 from taskq.broker.log.cursor import Cursor
@@ -24,7 +25,6 @@ from taskq.broker.membership import live_members
 from taskq.broker.partitioner import Spread, partition_for_key
 from taskq.broker.port import (
     MESSAGE_BYTES_MAX,
-    OWN_HEADERS,
     PARTITIONS_DEFAULT,
     GroupDescription,
     Headers,
@@ -37,7 +37,7 @@ from taskq.broker.port import (
 )
 from taskq.broker.wakeups import NEW_RECORDS, Bell
 from taskq.config import Durability, check_group
-from taskq.errors import BrokerUnavailable, MessageTooLarge
+from taskq.errors import BrokerUnavailable
 
 _BATCH_BYTES_MAX = 256 * 1024  # a reader takes at least a whole batch, so this bounds its memory
 _BATCH_RECORDS_MAX = 1000
@@ -173,21 +173,6 @@ class EmbeddedProducer:
         self._flusher.sync()
 
 
-def check_size(topic: str, value: bytes, key: bytes | None, headers: Headers) -> int:
-    """The size of a message in bytes. Raises MessageTooLarge.
-
-    Headers of taskq's own don't count: a message that was just small enough must still fit as a dead letter.
-    """
-    size = len(value) + len(key or b"")
-    size += sum(len(name) + len(text) for name, text in headers if not name.startswith(OWN_HEADERS))
-    if size > MESSAGE_BYTES_MAX:
-        raise MessageTooLarge(
-            f"a message of {size} bytes for topic {topic!r}; {MESSAGE_BYTES_MAX} is the limit. "
-            "Store the payload elsewhere and pass a reference to it"
-        )
-    return size
-
-
 def _shares(target: _Topic, messages: Sequence[Message]) -> list[tuple[int, Sequence[Message]]]:
     """Which messages go to which partition."""
     if all(key is None for _, key, _ in messages):
@@ -272,6 +257,7 @@ class EmbeddedAdmin:
 
     def describe_group(self, group: str) -> GroupDescription:
         files, root = self._directory.files, self._directory.root
+        check_group(group)
         live = live_members(files, root, group)
         owners, committed = {}, {}
         with suppress(FileNotFoundError):

@@ -2,7 +2,7 @@
 
 Three engines stand behind it (`memory`, `embedded`, and later `kafka`) and one conformance suite holds them to it
 (`tests/conformance`). Every method is synchronous and thread-safe unless it says otherwise, may block for I/O, and
-raises a `taskq.errors.BrokerError`.
+raises a `taskq.errors.BrokerError`; once the broker is closed, `BrokerUnavailable`.
 
 A consumer's life, as its owner sees it:
 
@@ -14,6 +14,9 @@ A consumer's life, as its owner sees it:
            -> Polled.errors     this partition can't be read further (damage); it stays ours and stands still
     commit()                    progress, any time
     close()                     leaves the group; partitions are free at once
+
+A partition that is revoking brings no records until it is kept. It may become due to its holder again meanwhile; to
+release it is right all the same. `pause`, `resume`, `release` and `keep` take partitions that are held, else KeyError.
 """
 
 from __future__ import annotations
@@ -132,7 +135,8 @@ class Producer(Protocol):
     def send_many(self, topic: str, messages: Sequence[Message]) -> None:
         """Append many records in few writes. Messages of one partition keep their order.
 
-        All or nothing for each partition: an error may leave some partitions' share appended.
+        Every message is checked for size before the first is appended. An error of storage may leave some appended. The
+        topic is created even if there are none.
         """
         ...
 
@@ -150,7 +154,7 @@ class Consumer(Protocol):
     def poll(self, timeout: float, records_max: int = 4096) -> Polled:
         """Wait up to `timeout` seconds for something to report; return as soon as there is anything, or empty.
 
-        `records_max` is a soft bound: a batch is never split, so a little more may come.
+        `records_max` is a soft bound: a batch is never split, so up to a batch more may come.
         """
         ...
 
@@ -185,7 +189,10 @@ class Consumer(Protocol):
 
 
 class Reader(Protocol):
-    """Looks at partitions without belonging to a group."""
+    """Looks at partitions without belonging to a group.
+
+    Raises TopicNotFound, or ConfigError for a name that no topic can have.
+    """
 
     def bounds(self, tp: TopicPartition) -> PartitionBounds: ...
 
@@ -216,7 +223,9 @@ class Admin(Protocol):
         """Names of groups that have members or committed offsets, sorted."""
         ...
 
-    def describe_group(self, group: str) -> GroupDescription: ...
+    def describe_group(self, group: str) -> GroupDescription:
+        """A group nobody has heard of has no members and has committed nothing."""
+        ...
 
     def close(self) -> None: ...
 

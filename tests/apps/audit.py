@@ -39,14 +39,15 @@ def note_when_and_where(number: int) -> None:
 @app.task(topic="feed", group="feed")
 def note_when_done(number: int, seconds: float) -> None:
     write(f"start {number}")
-    time.sleep(seconds)
+    threading.Event().wait(seconds)
     write(f"end {number}")
 
 
 @app.task(topic="feed", group="feed")
 async def note_when_done_async(number: int, seconds: float) -> None:
     write(f"start {number}")
-    await anyio.sleep(seconds)
+    with anyio.move_on_after(seconds):
+        await anyio.Event().wait()
     write(f"end {number}")
 
 
@@ -65,7 +66,7 @@ async def wait_for_file_async(name: str) -> None:
     write(f"start {name}")
     path = anyio.Path(os.environ["TEST_AUDIT"]).parent / name
     while not await path.exists():
-        await anyio.sleep(0.01)
+        await anyio.lowlevel.checkpoint()
     write(f"end {name}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from taskq.broker.consumer import KEEP_S
 from taskq.worker.poller import HANDOVER_S
 from tests.processes import bench, wait_until
-from tests.scrapes import partitions_held
+from tests.scrapes import partitions_held, wait_for_balance
 
 
 def test_what_a_killed_worker_held_runs_elsewhere_within_a_second(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_what_a_killed_worker_held_runs_elsewhere_within_a_second(tmp_path: Path
         survivor = here.start_worker("feed").wait_ready()
         for _ in range(3):
             victim = here.start_worker("feed").wait_ready()
-            wait_until(lambda v=victim: partitions_held(survivor) == partitions_held(v) == 4, "four partitions each")
+            wait_for_balance(survivor, victim)
             before = len(here.audited())
             victim.kill()
             killed_at = time.monotonic()
@@ -30,7 +30,7 @@ def test_what_a_killed_worker_held_runs_elsewhere_within_a_second(tmp_path: Path
 def test_a_worker_that_leaves_in_order_is_replaced_at_once(tmp_path: Path) -> None:
     with bench(tmp_path) as here:
         first, second = (here.start_worker("feed").wait_ready() for _ in range(2))
-        wait_until(lambda: partitions_held(first) == partitions_held(second) == 4, "four partitions each")
+        wait_for_balance(first, second)
         assert first.stop() == 0
         wait_until(lambda: partitions_held(second) == 8, "the other has all", within_s=1.0)
 

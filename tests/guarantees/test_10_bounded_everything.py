@@ -1,5 +1,5 @@
-"""Guarantee 10: a full disk refuses publishing with `StorageFull`, keeps what is there readable, and recovers when space
-returns; messages are at most 1 MiB; what a worker holds is bounded."""
+"""Guarantee 10: a full disk refuses publishing with `StorageFull`, keeps what is there readable, and recovers when
+space returns; messages are at most 1 MiB; what a worker holds is bounded."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
 from tests.processes import bench, wait_until
 
-OURS, OLD, FOREIGN = "our key of 32 bytes ............", "an older key of ours ...........", "somebody else's key ............"
+OURS, OLD, FOREIGN = "our key" * 5, "an older key of ours" * 2, "somebody else's key" * 2
 
 
 class Bomb:
@@ -21,7 +21,7 @@ class Bomb:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, (f"touch {self.path}",)
 
 

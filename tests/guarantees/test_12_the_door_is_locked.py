@@ -26,7 +26,7 @@ def test_a_data_directory_is_private_unless_configured(
             worker = here.start_worker("feed")
             here.wait_for_lines(1)
             wait_until(lambda: here.unfinished("feed") == 0, "both are done")
-            found = {"directories": set(), "files": set()}
+            found: dict[str, set[str]] = {"directories": set(), "files": set()}
             for path in [tmp_path / "log", *(tmp_path / "log").rglob("*")]:
                 kind = "directories" if path.is_dir() else "files"
                 found[kind].add(oct(stat.S_IMODE(path.stat().st_mode)))

@@ -64,6 +64,8 @@ class BadBatch(ValueError):
 
 
 class BatchHeader(NamedTuple):
+    """The 61 bytes before a batch's records, field by field."""
+
     base_offset: int
     length: int
     leader_epoch: int

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from taskq.broker.limits import check_partitions
 from taskq.broker.log import names
 from taskq.broker.log.files import Files
 from taskq.broker.log.locks import lock
@@ -17,8 +18,6 @@ from taskq.broker.log.partition import Partition
 from taskq.broker.port import PARTITIONS_DEFAULT, TopicPartition
 from taskq.config import check_topic
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
-
-PARTITIONS_MAX = 10_000
 
 _log = logging.getLogger("taskq.log")
 
@@ -141,8 +140,7 @@ class DataDirectory:
     def create(self, topic: str, partitions: int, *, exist_ok: bool = False) -> None:
         """Create a topic, whole or not at all. Raises ConfigError for a bad name or number, or if it exists."""
         check_topic(topic)
-        if not 1 <= partitions <= PARTITIONS_MAX:
-            raise ConfigError(f"topic {topic!r} can't have {partitions} partitions: 1 to {PARTITIONS_MAX} can be had")
+        check_partitions(topic, partitions)
         lock_fd = self.files.open(names.lock_file(self.root), create=True)
         try:
             lock(lock_fd)

@@ -53,6 +53,7 @@ def _read_slot(slot: bytes) -> tuple[Committed, int] | None:
 
 
 def encode_slot(sequence: int, committed: Committed) -> bytes:
+    """The bytes of the `sequence`-th commit, as the module docstring lays them out."""
     body = _BODY.pack(sequence, committed.offset, len(committed.metadata)) + committed.metadata
     return _CRC.pack(crc32c(body)) + body
 

@@ -115,7 +115,8 @@ def test_an_index_is_never_trusted(open_partition: OpenPartition, tmp_path: Path
     if damage == "missing":
         index.unlink()
     else:
-        index.write_bytes({"garbage": b"\x00\x00\x00\x05" * 400, "empty": b"", "of another log": b"\0\0\0\1\0\0\1\1" * 50}[damage])
+        left = {"garbage": b"\0\0\0\5" * 400, "empty": b"", "of another log": b"\0\0\0\1\0\0\1\1" * 50}
+        index.write_bytes(left[damage])
     assert [record.offset for record in read_all(partition, 1500)] == list(range(1500, 2000))
 
 
@@ -123,8 +124,8 @@ def test_a_torn_tail_is_not_corruption(
     open_partition: OpenPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guarantee 9: wherever a power cut ends the file, what was whole before it is all there."""
-    partition = open_partition()
-    ends = []
+    reopened = partition = open_partition()
+    whole, ends = 0, []
     for number in range(20):
         partition.append(plain(b"%d" % number), 1)
         ends.append(partition.size_bytes())
@@ -270,7 +271,7 @@ def test_writers_killed_at_any_moment_lose_and_double_nothing(open_partition: Op
     records = read_all(partition)
     assert [record.offset for record in records] == list(range(partition.end()))
     for name in (b"a", b"b", b"c"):
-        own = [int((value or b"").split(b"-")[1]) for value in values(records) if (value or b"").startswith(name + b"-")]
+        own = [int(value.split(b"-")[1]) for value in values(records) if value and value.startswith(name + b"-")]
         assert own == list(range(len(own)))
         assert len(own) > 200
 

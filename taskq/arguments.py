@@ -146,7 +146,9 @@ class Codec:
     def __init__(self, parameters: Parameters, form: Format) -> None:
         self._parameters = parameters
         self._form = form
-        self._decoders = {name: self._decoder(name) for name in parameters.signature.parameters}
+        self._decoders: dict[str, Decode] = {
+            name: form.decoder(parameters.type_of(name)).decode for name in parameters.signature.parameters
+        }
         types = [parameters.type_of(name) for name in parameters.positional]
         self.positional: list[Decode] = [form.decoder(_tuple_of(types[:n])).decode for n in range(len(types) + 1)]
         """The quick way: number of positional arguments -> what reads an array of them."""
@@ -188,13 +190,6 @@ class Codec:
                 named[name] = None  # for check() to complain of
         parameters.check(values, named)
         return tuple(values), named
-
-    def _decoder(self, name: str) -> Decode:
-        try:
-            decode: Decode = self._form.decoder(self._parameters.type_of(name)).decode
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self._parameters.task_name}: parameter {name!r}: {error}; {_WAY_OUT}") from error
-        return decode
 
     def _value(self, name: str, raw: Raw) -> Any:
         try:

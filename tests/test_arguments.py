@@ -14,6 +14,8 @@ from uuid import UUID
 import attrs
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Meta, Raw, Struct
 
 from taskq.arguments import JSON, MSGPACK, Codec, Format, Parameters
@@ -143,6 +145,20 @@ def test_without_annotations_anything_that_can_be_encoded_goes() -> None:
     assert through(fn, {"x": [1, None, "s"]}) == ({"x": [1, None, "s"]},)
 
 
+PLAIN_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(PLAIN_VALUES, st.lists(PLAIN_VALUES, max_size=3), st.dictionaries(st.text(min_size=1), PLAIN_VALUES, max_size=3))
+def test_any_plain_values_arrive_unchanged(first: Any, rest: list[Any], named: dict[str, Any]) -> None:
+    def fn(first: Any, /, *rest: Any, **named: Any) -> None: ...
+
+    assert through(fn, first, *rest, **named) == (first, *rest, *([named] if named else []))
+
+
 def test_every_kind_of_parameter_is_converted() -> None:
     def fn(a: int, /, b: Point, *rest: date, only: Colour, other: int = 5, **more: UUID) -> None: ...
 
@@ -186,6 +202,15 @@ def test_a_type_that_can_not_be_converted_names_its_parameter_and_the_way_out(ki
     fn.__annotations__["odd"] = kind
     with pytest.raises(ConfigError, match=r"^t: parameter 'odd': .*cloudpickle"):
         Codec(Parameters("t", fn), MSGPACK)
+
+
+def test_what_json_alone_can_not_do_is_an_error_in_json() -> None:
+    def fn(it: Any) -> None: ...
+
+    fn.__annotations__["it"] = dict[tuple[int, int], int]
+    assert through(fn, {(1, 2): 3}) == ({(1, 2): 3},)
+    with pytest.raises(ArgumentsError, match=r"^t: parameter 'it': "):
+        through(fn, {(1, 2): 3}, form=JSON)
 
 
 def test_a_type_that_can_not_be_converted_is_found_inside_others() -> None:

@@ -16,6 +16,7 @@ from taskq.config import (
     check_topic,
     did_you_mean,
     load_settings,
+    with_overrides,
 )
 from taskq.errors import ConfigError
 
@@ -217,9 +218,29 @@ def test_a_malformed_secret_is_not_repeated_in_the_error(tmp_path: Path) -> None
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_secret_of_another_type_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("secrets", [5, (32,), [None]])
+def test_secrets_of_another_type_are_refused(tmp_path: Path, secrets: object) -> None:
     with pytest.raises(ConfigError, match="secrets"):
-        load(tmp_path, secrets=(32,))
+        load(tmp_path, secrets=secrets)
+
+
+def test_a_working_directory_that_is_gone_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="deleted"):
+        load_settings(environ={})
+
+
+def test_settings_are_replaced_as_if_they_had_been_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = with_overrides(load(tmp_path), broker="log", directory_mode="group", concurrency=None)
+
+    assert (settings.broker, settings.directory_mode) == ((tmp_path / "log").as_uri(), "group")
+    assert settings.concurrency == 16
+    with pytest.raises(ConfigError, match="concurrency"):
+        with_overrides(settings, concurrency="many")
 
 
 def test_durability_has_three_forms() -> None:

@@ -146,6 +146,7 @@ def test_a_static_method_is_a_plain_function(app: TaskQ) -> None:
         ({"key": 5}, "key=5 is neither"),
         ({"key": lambda author: author}, "no parameter 'author'; there are: a, b"),
         ({"key": lambda *args: args}, "name the arguments"),
+        ({"key": dict}, "no signature"),
         ({"serializer": "pickle"}, "'pickle' is not one of: msgpack, json, cloudpickle"),
         ({"order": "random"}, "'random' is not one of: none"),
         ({"executor": "gpu"}, "'gpu' is not one of: auto"),

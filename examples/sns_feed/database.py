@@ -120,7 +120,8 @@ class Database:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._open()
+            pass
+        return self._open()
 
     def _open(self) -> sqlite3.Connection:
         try:

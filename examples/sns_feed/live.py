@@ -26,7 +26,9 @@ class Signal:
 
     def __init__(self) -> None:
         self.closed = False
+        self.listeners = 0
         self._event = anyio.Event()
+        self._wanted = anyio.Event()
 
     def next(self) -> anyio.Event:
         return self._event
@@ -34,6 +36,16 @@ class Signal:
     def fire(self) -> None:
         self._event, fired = anyio.Event(), self._event
         fired.set()
+
+    def want(self) -> None:
+        """Have whoever fires this look again, even if nobody listens."""
+        self._wanted.set()
+
+    async def wanted(self) -> None:
+        """Wait until somebody listens, or wants a look."""
+        if not self.listeners:
+            await self._wanted.wait()
+            self._wanted = anyio.Event()
 
     def close(self) -> None:
         """Let every stream end: a server can't stop while answers are still being sent."""
@@ -48,12 +60,15 @@ class Sample:
 
 
 class Live:
-    """The web server's view of what changes: the database, and the backlog with its recent past."""
+    """The web server's view of what changes: the database, and the backlog with its recent past.
+
+    While no page is open and there is no backlog, nothing is looked at.
+    """
 
     def __init__(self, database: Database, read_backlog: Callable[[], int]) -> None:
         self.rows = Signal()
         self.samples = Signal()
-        self.history: deque[Sample] = deque(maxlen=int(HISTORY_S / LOOK_S))
+        self._history: deque[Sample] = deque(maxlen=int(HISTORY_S / LOOK_S))
         self._database = database
         self._read_backlog = read_backlog
 
@@ -65,18 +80,25 @@ class Live:
                 if version != seen:
                     seen = version
                     self.rows.fire()
+                await self.rows.wanted()
                 await anyio.sleep(LOOK_S)
 
     async def watch_backlog(self) -> None:
         while True:
             backlog = await anyio.to_thread.run_sync(self._read_backlog)
-            self.history.append(Sample(now_ms(), backlog))
-            self.samples.fire()
+            self._add(backlog)
+            if not backlog:
+                await self.samples.wanted()
+                self._add(backlog)  # as it was until now, after a rest
             await anyio.sleep(LOOK_S)
+
+    def _add(self, backlog: int) -> None:
+        self._history.append(Sample(now_ms(), backlog))
+        self.samples.fire()
 
     def since(self, at_ms: int) -> list[Sample]:
         """Samples newer than that, oldest first."""
-        return [sample for sample in self.history if sample.at_ms > at_ms]
+        return [sample for sample in self._history if sample.at_ms > at_ms]
 
     def close(self) -> None:
         self.rows.close()
@@ -93,11 +115,16 @@ def sse(data: str, *, event: str, id: int | None = None) -> str:  # noqa: A002 -
 
 async def stream(signal: Signal, news: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
     """Send what `news` yields, now and each time the signal fires, until it closes; comments keep a quiet line open."""
-    while not signal.closed:
-        changed = signal.next()
-        async for event in news():
-            yield event
-        with anyio.move_on_after(KEEP_ALIVE_S) as quiet:
-            await changed.wait()
-        if quiet.cancelled_caught:
-            yield ": still here\n\n"
+    signal.listeners += 1
+    signal.want()
+    try:
+        while not signal.closed:
+            changed = signal.next()
+            async for event in news():
+                yield event
+            with anyio.move_on_after(KEEP_ALIVE_S) as quiet:
+                await changed.wait()
+            if quiet.cancelled_caught:
+                yield ": still here\n\n"
+    finally:
+        signal.listeners -= 1

@@ -108,12 +108,13 @@ async def create_post(request: Request) -> Response:
         return await show_user(request, text, "queued" if mode == "queued" else "inline", str(error))
     except UnknownAuthor:
         raise HTTPException(404, f"There is no user with the number {author_id}.") from None
-    return posted(f"/posts/{post_id}", [post_id], started)
+    return posted(request, f"/posts/{post_id}", [post_id], started)
 
 
-def posted(then: str, post_ids: list[int], started: float) -> Response:
+def posted(request: Request, then: str, post_ids: list[int], started: float) -> Response:
     """Send the browser on. The time to answer is stored when the answer has gone out, so as not to be part of it."""
     answer_us = round((time.perf_counter() - started) * 1_000_000)
+    live_of(request).samples.want()
     return RedirectResponse(then, status_code=303, background=BackgroundTask(remember, post_ids, answer_us))
 
 
@@ -178,9 +179,9 @@ async def backlog_page(request: Request) -> Response:
     return templates.TemplateResponse(request, "backlog.html", {"section": "backlog", "crowd": CROWD, "chunk": CHUNK})
 
 
-async def create_crowd(_: Request) -> Response:
+async def create_crowd(request: Request) -> Response:
     started = time.perf_counter()
-    return posted("/backlog", await post_as_crowd(await ask(store.top_users, CROWD)), started)
+    return posted(request, "/backlog", await post_as_crowd(await ask(store.top_users, CROWD)), started)
 
 
 def event_stream(signal: Signal, news: Callable[[], AsyncIterator[str]]) -> Response:
@@ -230,10 +231,11 @@ async def backlog_events(request: Request) -> Response:
 
     async def news() -> AsyncIterator[str]:
         nonlocal sent_ms
-        fresh = [{"at": sample.at_ms, "backlog": sample.backlog} for sample in live.since(sent_ms)]
+        fresh = live.since(sent_ms)
         if fresh:
-            sent_ms = live.history[-1].at_ms
-            yield sse(json.dumps(fresh), event="samples")
+            sent_ms = fresh[-1].at_ms
+            samples = [{"at": sample.at_ms, "backlog": sample.backlog} for sample in fresh]
+            yield sse(json.dumps({"now": store.now_ms(), "samples": samples}), event="samples")
 
     return event_stream(live.samples, news)
 

@@ -71,11 +71,12 @@ function drained() {
   return `${((samples[last + 1].at - samples[before + 1].at) / 1000).toFixed(1)} s`;
 }
 
-function take(fresh) {
-  samples.push(...fresh);
+function take({ now, samples: fresh }) {
+  const known = samples.at(-1)?.at ?? 0;  // a stream that was interrupted begins again with everything
+  samples = [...samples, ...fresh.filter(({ at }) => at > known)].filter(({ at }) => at >= now - KEEP_MS);
   const latest = samples.at(-1);
-  samples = samples.filter(({ at }) => at >= latest.at - KEEP_MS);
-  const offset = latest.at - performance.now();
+  if (!latest) return;
+  const offset = now - performance.now();
   clock = clock === null ? offset : Math.max(clock, offset);  // the event that travelled least is the best clock
   show("now", number.format(latest.backlog));
   show("peak", number.format(Math.max(...samples.map(({ backlog }) => backlog))));

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any, TypedDict, get_type_hints
 
 import msgspec
-from attrs import frozen
 from msgspec import Raw, Struct
 
 from taskq.config import did_you_mean
@@ -33,8 +32,7 @@ UNDECODABLE = (msgspec.DecodeError, RecursionError)
 """What msgspec raises for bytes that are malformed, or not of the type asked for."""
 
 
-@frozen
-class Format:
+class Format(Struct, frozen=True):
     """MessagePack or JSON."""
 
     name: str

@@ -17,7 +17,6 @@ that doesn't know it must not run it as if it were not there. What may be ignore
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Mapping
 from itertools import count
 from time import time_ns
@@ -184,9 +183,9 @@ _next_low_bits: Callable[[], int]
 
 def _seed_ids() -> None:
     global _next_low_bits
-    bits = random.SystemRandom().getrandbits
     # Version 7, 12 random bits, variant 2, and 62 bits of which the first is 0, so that counting never spills over.
-    _next_low_bits = count(7 << 76 | bits(12) << 64 | 2 << 62 | bits(61)).__next__
+    random = int.from_bytes(os.urandom(10), "big")
+    _next_low_bits = count(7 << 76 | random >> 68 << 64 | 2 << 62 | random & (1 << 61) - 1).__next__
 
 
 _seed_ids()

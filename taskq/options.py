@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 from uuid import UUID
 
-from attrs import fields, frozen
+from msgspec import Struct
 
 from taskq.broker.port import Headers
 from taskq.config import check_group, check_topic, did_you_mean
@@ -56,8 +56,10 @@ def _check_choice(option: str, value: object, choices: Collection[str], later: C
         raise ConfigError(f"{option}={value!r} is not one of: {', '.join(choices)}")
 
 
-@frozen
-class TaskOptions:
+# Structs, since every `import taskq` defines these classes, and an attrs class takes many times as long to define.
+
+
+class TaskOptions(Struct, frozen=True):
     """What `@task(...)` says. Without a name: the function's. Without a topic or group: the app's default."""
 
     name: str | None = None
@@ -68,7 +70,7 @@ class TaskOptions:
     order: str = "none"
     executor: str = "auto"
 
-    def __attrs_post_init__(self) -> None:
+    def __post_init__(self) -> None:
         if self.name is not None:
             check_name("a task", self.name)
         if self.topic is not None:
@@ -84,15 +86,14 @@ class TaskOptions:
 
 def task_options(where: str, given: Mapping[str, Any]) -> TaskOptions:
     """Check what a decorator was given. Raises ConfigError that says `where`."""
-    check_options(where, given, [option.name for option in fields(TaskOptions)])
+    check_options(where, given, TaskOptions.__struct_fields__)
     try:
         return TaskOptions(**given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
-@frozen
-class CallOptions:
+class CallOptions(Struct, frozen=True):
     """What `task.options(...)` says. What is None is as the task says."""
 
     key: bytes | None = None

@@ -71,8 +71,9 @@ def tell_delivery(site: Site, queued: Posted) -> None:
     say(f"\nIn {delivery.rows:,} of {post.author.followers:,} feeds, exactly once, the last after {seconds:.2f} s.")
 
 
-def tell_addresses(site: Site, author: store.User) -> None:
+def tell_addresses(site: Site) -> None:
     with site.database.reading() as db:
+        author = store.top_users(db, 1)[0]
         follower = store.followers(db, author.id, 1)[0]
     say("\nOpen these side by side:\n")
     tell("post as", f"{site.url}/users/{author.id}   {author.name}")
@@ -96,7 +97,6 @@ def run(site: Site) -> None:
     if wrong := site.wrong_rows(inline.post_id):
         raise SiteError(f"the post inside the request: {wrong}")
     tell_delivery(site, queued)
-    tell_addresses(site, author)
 
 
 def choose_port(wanted: int | None) -> int:
@@ -120,6 +120,7 @@ def demo(folder: Path, arguments: argparse.Namespace) -> None:
     with site:
         run(site)
         if not arguments.once:
+            tell_addresses(site)
             say("\nUp until Ctrl-C.\n")
             site.watch()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn, Self
 from urllib.parse import urlencode, urlsplit
 
@@ -57,6 +58,7 @@ class Child:
             text=True,
             process_group=0,
         )
+        self.pid = self._process.pid
         self._show = show
         # The condition guards the lines; the reader adds, whoever waits reads.
         self._changed = threading.Condition()
@@ -138,7 +140,7 @@ class Site:
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
-            opening.callback(self._stop)
+            opening.push(self._stop)
             broker = opening.enter_context(closing(connect(self.settings)))
             self.backlog = Backlog(broker)
             web = self._start("web", "-m", "examples.sns_feed.web", "--port", str(self._port))
@@ -149,8 +151,10 @@ class Site:
             self._open = opening.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
 
     def start_worker(self, name: str) -> Child:
         command = ("-m", "taskq", "worker", "-g", GROUP, "-A", "examples.sns_feed.tasks", "--metrics-port", "0")
@@ -208,7 +212,8 @@ class Site:
         self._children.append(child)
         return child
 
-    def _stop(self) -> None:
+    def _stop(self, _: object, error: BaseException | None, __: object) -> None:
+        """Stop all processes. Raises SiteError if one ended badly, unless an error was on its way already."""
         self.database.close()
         for child in self._children:
             child.ask_to_stop()
@@ -217,5 +222,5 @@ class Site:
         self._children.clear()
         # uvicorn stops in order and then lets the signal have its way.
         wrong = [f"{name} with exit code {code}" for name, code in codes.items() if code not in {0, -signal.SIGTERM}]
-        if wrong:
+        if wrong and not isinstance(error, Exception):
             raise SiteError(f"stopped out of order: {', '.join(wrong)}")

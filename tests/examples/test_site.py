@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from examples.sns_feed import store
-from examples.sns_feed.local import Site
+from examples.sns_feed.local import Site, SiteError
 from examples.sns_feed.posting import TEXT_MAX
 from examples.sns_feed.seed import seed
 from examples.sns_feed.tasks import CHUNK
@@ -180,6 +182,14 @@ def test_the_backlog_is_exact_before_a_worker_starts_and_zero_at_the_end(tmp_pat
         site.wait(lambda: site.backlog.read() == 0, DRAIN_S, "empty backlog")
         assert not any(site.wrong_rows(post_id) for post_id in posts)
         first_events(browser, "/backlog/events", '"backlog": 0')
+
+
+def test_a_process_that_ends_by_itself_is_told(tmp_path: Path):
+    site = Site(tmp_path, workers=1)
+    seed(site.database, star(3))
+    with pytest.raises(SiteError, match="victim ended with exit code -9"), site:  # noqa: PT012 - in two statements
+        os.kill(site.start_worker("victim").pid, signal.SIGKILL)
+        site.watch()
 
 
 def test_the_site_stops_in_order_while_someone_listens(tmp_path: Path):

@@ -41,7 +41,7 @@ def iso(at_ms: int) -> str:
 
 
 def initials(name: str) -> str:
-    """`ML` of Mira Lopes; of Developer 31890, whose neighbours all begin alike, `90`."""
+    """`ML` of Mira Lopes; of Developer 4390, whose neighbours all begin alike, `90`."""
     first, *_, last = name.split()
     return last[-2:] if last.isdecimal() else first[0] + last[0]
 

@@ -214,12 +214,12 @@ async def post_events(request: Request) -> Response:
         nonlocal sent
         post = await find_post(request)
         delivery = await ask(store.delivery, post_id)
-        answer = None if post.answer_us is None else duration(post.answer_us)
-        progress: dict[str, object] = {"rows": delivery.rows, "answer": answer, "took": took(post, delivery)}
+        answered = post.answer_us is not None
+        progress: dict[str, object] = {"rows": delivery.rows, "answered": answered, "took": took(post, delivery)}
         if progress != sent:
             sent = progress
             yield sse(json.dumps(progress), event="progress")
-        if delivery.rows >= post.author.followers and answer:
+        if delivery.rows >= post.author.followers and answered:
             yield sse("{}", event="done")
 
     return event_stream(live_of(request).rows, news)

@@ -84,7 +84,6 @@ def test_the_page_of_a_post_compares_both_ways_and_follows_the_delivery(context:
     page.goto("/users/1")
     post(page, "Which way is quicker?", "With taskq")
     expect(page.get_by_text("60 of 60, the last after")).to_be_visible()
-    page.reload()
     expect(page.get_by_text("times sooner with taskq, for 60 followers")).to_be_visible()
     page.screenshot(path=tmp_path / "post.png", full_page=True)
 

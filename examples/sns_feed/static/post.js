@@ -4,10 +4,10 @@ const number = new Intl.NumberFormat("en");
 const events = new EventSource(section.dataset.source);
 
 events.addEventListener("progress", ({ data }) => {
-  const { rows, answer, took } = JSON.parse(data);
+  const { rows, answered, took } = JSON.parse(data);
   section.querySelector("progress").value = rows;
   section.querySelector("#rows").textContent = number.format(rows);
-  if (answer) document.querySelector("#answer").textContent = answer;
+  if (answered && !("answered" in section.dataset)) location.reload();  // stored since: now the times can be compared
   if (took) section.querySelector("#last").textContent = `, the last after ${took}`;
 });
 events.addEventListener("done", () => events.close());

@@ -87,7 +87,7 @@ def test_a_worker_says_who_it_is_works_and_drains(start: Start, send: Send, back
     worker.wait_for("^asum 7$|\nasum 7\n")
     assert worker.get("/healthz") == (200, "ok\n")
     assert worker.get("/readyz") == (200, "ok\n")
-    assert worker.end(signal.SIGTERM) == 0
+    assert worker.end(signal.SIGTERM) == 0, worker.said
     assert "Traceback" not in worker.said
 
 
@@ -100,7 +100,7 @@ def test_ctrl_c_lets_what_runs_end(start: Start, send: Send, tmp_path: Path):
     worker.process.send_signal(signal.SIGINT)
     worker.wait_for("draining")
     fifo.write_text("go on")
-    assert worker.end() == 0
+    assert worker.end() == 0, worker.said
     assert "waited" in worker.said
 
 
@@ -112,7 +112,7 @@ def test_a_second_signal_stops_at_once(start: Start, send: Send, tmp_path: Path)
     worker.wait_for("waiting")
     worker.process.send_signal(signal.SIGINT)
     worker.wait_for("draining")
-    assert worker.insist(signal.SIGTERM) == 1
+    assert worker.insist(signal.SIGTERM) == 1, worker.said
     assert "waited" not in worker.said
 
 
@@ -124,7 +124,7 @@ def test_two_processes_share_the_work_and_are_one_page(start: Start, send: Send)
     workers.wait_for(r"sum \d", times=6)
     assert workers.get("/readyz") == (200, "ok\n")
     workers.wait_for_metric("taskq_executions_total", 6, task="add", outcome="done")
-    assert workers.end(signal.SIGTERM) == 0
+    assert workers.end(signal.SIGTERM) == 0, workers.said
 
 
 def test_a_killed_process_is_replaced_and_its_partitions_go_on(start: Start, send: Send):
@@ -136,7 +136,7 @@ def test_a_killed_process_is_replaced_and_its_partitions_go_on(start: Start, sen
     for number in range(4):
         send("add", number, 0)
     workers.wait_for(r"sum \d", times=4)
-    assert workers.end(signal.SIGTERM) == 0
+    assert workers.end(signal.SIGTERM) == 0, workers.said
 
 
 def test_workers_end_when_their_supervisor_is_killed(start: Start):
@@ -160,7 +160,7 @@ def test_workers_end_when_their_supervisor_is_killed(start: Start):
 )
 def test_what_makes_no_sense_is_exit_code_2(start: Start, arguments: list[str], message: str, processes: str):
     worker = start("worker", "--no-metrics", "-p", processes, *arguments)
-    assert worker.end() == 2
+    assert worker.end() == 2, worker.said
     assert message in worker.said
     assert "Traceback" not in worker.said
 
@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_exit_code_2(start: Start, arguments: list[str], 
 def test_a_metrics_port_in_use_says_what_to_do(start: Start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         worker = start("worker", "-g", "sums", "--metrics-port", str(taken.getsockname()[1]))
-        assert worker.end() == 2
+        assert worker.end() == 2, worker.said
     assert "--metrics-port 0 takes any free port, --no-metrics none" in worker.said
 
 
@@ -176,7 +176,7 @@ def test_a_worker_without_metrics_serves_none(start: Start):
     worker = start("worker", "-g", "sums", "--no-metrics")
     worker.wait_for("metrics +not served")
     worker.wait_for("holds numbers/0")
-    assert worker.end(signal.SIGTERM) == 0
+    assert worker.end(signal.SIGTERM) == 0, worker.said
 
 
 def test_the_backlog_is_what_was_published_until_a_worker_comes(start: Start, send: Send):
@@ -187,11 +187,11 @@ def test_the_backlog_is_what_was_published_until_a_worker_comes(start: Start, se
     assert exporter.metric("taskq_backlog_age_seconds", group="sums") > 0
     worker = start(*WORKER)
     worker.wait_for(r"sum \d", times=3)
-    assert worker.end(signal.SIGTERM) == 0
+    assert worker.end(signal.SIGTERM) == 0, worker.said
     assert exporter.metric("taskq_backlog", group="sums") == 0
     assert exporter.metric("taskq_backlog_age_seconds", group="sums") == 0
     assert exporter.get("/readyz") == (200, "ok\n")
-    assert exporter.end(signal.SIGTERM) == 0
+    assert exporter.end(signal.SIGTERM) == 0, exporter.said
 
 
 def test_the_environment_says_what_the_command_line_does_not(start: Start, tmp_path: Path):
@@ -206,4 +206,4 @@ def test_the_environment_says_what_the_command_line_does_not(start: Start, tmp_p
     worker.wait_for("concurrency +2, on trio")
     worker.wait_for(f"broker +file://{tmp_path}/other")
     worker.wait_for("holds numbers/0")
-    assert worker.end(signal.SIGTERM) == 0
+    assert worker.end(signal.SIGTERM) == 0, worker.said

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from attrs import frozen
 from msgspec import Raw
 
 from taskq.broker.port import Record, TopicPartition
@@ -25,11 +26,33 @@ from taskq.message import (
 if TYPE_CHECKING:
     from taskq.decorators import Task
 
-Delivery = tuple["Task[Any, Any]", Envelope, Record, TopicPartition, str]
-"""What is run, from where, and for which group. A plain tuple, since a worker makes one for every invocation."""
+
+class RunningTask(Protocol):
+    """Which task runs, and for which group."""
+
+    @property
+    def task(self) -> Task[Any, Any]: ...
+    @property
+    def group(self) -> str: ...
+
+
+class Place(Protocol):
+    """The partition it came from."""
+
+    @property
+    def tp(self) -> TopicPartition: ...
+
+
+Delivery = tuple[RunningTask, Envelope, Record, Place]
+"""What is run and from where. A plain tuple, and the very one that a worker makes for every invocation anyway."""
 
 _delivery: ContextVar[Delivery] = ContextVar("taskq_delivery")
-_set = _delivery.set
+
+enter = _delivery.set
+"""Make `current` tell of a `Delivery`, in this thread or async task, until the next. For workers.
+
+There is no leaving: a runner runs nothing of the user's between two invocations.
+"""
 
 
 class Reject(Exception):
@@ -40,12 +63,13 @@ class Reject(Exception):
         self.reason = reason
 
 
-def enter(*delivery: Any) -> None:
-    """Make `current` tell of this `Delivery`, in this thread or async task, until the next. For workers.
+@frozen
+class _Running:
+    """What `running` says in place of a worker: a task and a place in one."""
 
-    There is no leaving: a runner runs nothing of the user's between two invocations.
-    """
-    _set(delivery)
+    task: Task[Any, Any]
+    group: str
+    tp: TopicPartition
 
 
 @contextmanager
@@ -62,7 +86,8 @@ def running(
     """Inside this, `current` says that `task` is running: for tests of functions that use `current`."""
     envelope = Envelope(name=task.name, id=None if id is None else parse_id(id), args=Raw(b"\x90"))
     record = Record(offset, 0, None, b"", encode_headers(headers or {}))
-    token = _set((task, envelope, record, TopicPartition(topic or task.topic, partition), group or task.group))
+    what = _Running(task, group or task.group, TopicPartition(topic or task.topic, partition))
+    token = enter((what, envelope, record, what))
     try:
         yield
     finally:
@@ -77,8 +102,8 @@ class Current:
     @property
     def id(self) -> str:
         """The invocation's id: its handle's. One that was published without has an id all the same."""
-        _, envelope, record, (topic, partition), _ = _get()
-        return format_id(envelope.id or derive_id(topic, partition, record.offset))
+        _, envelope, record, place = _get()
+        return format_id(envelope.id or derive_id(*place.tp, record.offset))
 
     @property
     def attempt(self) -> int:
@@ -100,19 +125,19 @@ class Current:
 
     @property
     def task(self) -> Task[Any, Any]:
-        return _get()[0]
+        return _get()[0].task
 
     @property
     def group(self) -> str:
-        return _get()[4]
+        return _get()[0].group
 
     @property
     def topic(self) -> str:
-        return _get()[3].topic
+        return _get()[3].tp.topic
 
     @property
     def partition(self) -> int:
-        return _get()[3].partition
+        return _get()[3].tp.partition
 
     @property
     def offset(self) -> int:
@@ -134,7 +159,7 @@ class Current:
         delivery = _delivery.get(None)
         if delivery is None:
             return "<current: no task is running>"
-        return f"<current: {delivery[0].name} {self.id} at {delivery[3]}/{self.offset} for group {self.group}>"
+        return f"<current: {self.task.name} {self.id} at {delivery[3].tp}/{self.offset} for group {self.group}>"
 
 
 class _InvocationLogger(logging.LoggerAdapter[logging.Logger]):

@@ -18,6 +18,9 @@ from taskq.context import Current, enter, running
 from taskq.decorators import Task
 from taskq.errors import ConfigError, TaskqError
 from taskq.message import decode_envelope, derive_id
+from taskq.metrics import Metrics
+from taskq.worker.progress import Progress
+from taskq.worker.work import Job, Work
 
 ATTRIBUTES = [name for name, value in vars(Current).items() if isinstance(value, property)]
 
@@ -66,7 +69,7 @@ def test_a_worker_enters_with_what_it_has_at_hand(fan_out: Task[..., Any]) -> No
     envelope = decode_envelope(b'{"task": "feed.fan_out", "id": "mine", "args": [1]}')
     record = Record(5, 0, None, b"", (("trace", b"x"), ("taskq-origin", b"feed/1/2")))
     with running(fan_out, id="outer"):
-        enter(fan_out, envelope, record, TopicPartition("feed", 1), "other")
+        enter((Job(fan_out, "other", Metrics()), envelope, record, Work(TopicPartition("feed", 1), Progress(0))))
         assert (current.id, current.group, current.partition, current.offset) == ("mine", "other", 1, 5)
         assert current.headers == {"trace": "x"}
     with pytest.raises(TaskqError):

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from taskq.broker.log import names
 from taskq.broker.log.files import Files
-from taskq.broker.log.locks import lock, try_lock
+from taskq.broker.log.locks import close_lockable, lock, open_lockable, try_lock
 
 
 class Membership:
@@ -32,12 +32,12 @@ class Membership:
 
     def _create(self) -> int:
         while True:
-            fd = self._files.open(self._path, create=True)
+            fd = open_lockable(self._files, self._path, create=True)
             lock(fd)
             # Somebody may have found the file before it was locked, taken it for a dead member's, and removed it.
             if os.fstat(fd).st_nlink:
                 break
-            self._files.close(fd)
+            close_lockable(self._files, fd)
         self._files.pwrite(fd, json.dumps(self._topics[self._id]).encode(), 0)
         return fd
 
@@ -55,7 +55,7 @@ class Membership:
     def leave(self) -> None:
         with suppress(FileNotFoundError):
             self._files.unlink(self._path)
-        self._files.close(self._fd)
+        close_lockable(self._files, self._fd)
 
 
 def probe(
@@ -64,7 +64,7 @@ def probe(
     """The topics of a member if it is alive (`known`, if given, saves reading them), else None."""
     path = f"{names.members(root, group)}/{member_id}"
     try:
-        fd = files.open(path)
+        fd = open_lockable(files, path)
     except FileNotFoundError:
         return None
     try:
@@ -77,7 +77,7 @@ def probe(
         text = files.pread(fd, files.size(fd), 0)
         return tuple(json.loads(text)) if text else None  # empty: it has only begun to join and will tell us
     finally:
-        files.close(fd)
+        close_lockable(files, fd)
 
 
 def live_members(files: Files, root: str, group: str) -> dict[str, tuple[str, ...]]:

@@ -30,15 +30,19 @@ _PEEK_BYTES = 64 * 1024
 def samples(
     group: str,
     works: Iterable[Work],
+    is_held_up: bool,
     running: Callable[[], list[Item]],
     reader: Reader,
     admin: Admin,
     info: tuple[str, str],
 ) -> Iterator[Sample]:
-    """All gauges of one worker. `info` is its version and its broker's URL."""
+    """All gauges of one worker. `is_held_up`: it fetches nothing though some of it is idle (`Poller.is_held_up`).
+
+    `info` is its version and its broker's URL.
+    """
     works = list(works)
     for work in works:
-        yield from _partition_samples(group, work, reader)
+        yield from _partition_samples(group, work, is_held_up, reader)
     for topic in sorted({work.tp.topic for work in works}):
         sizes = admin.describe_topic(topic).size_bytes
         for work in works:
@@ -58,7 +62,7 @@ def dead_letters(admin: Admin, group: str) -> int:
         return 0
 
 
-def _partition_samples(group: str, work: Work, reader: Reader) -> Iterator[Sample]:
+def _partition_samples(group: str, work: Work, is_held_up: bool, reader: Reader) -> Iterator[Sample]:
     labels = (group, work.tp.topic, str(work.tp.partition))
     low = work.progress.low
     backlog = reader.bounds(work.tp).end - low - work.progress.finished_above
@@ -69,4 +73,4 @@ def _partition_samples(group: str, work: Work, reader: Reader) -> Iterator[Sampl
             age = max(0.0, time.time() - oldest[0].timestamp_ms / 1000)
     yield Sample(BACKLOG, labels, max(0, backlog))
     yield Sample(BACKLOG_AGE_SECONDS, labels, age)
-    yield Sample(STALLED, labels, int(work.is_stalled))
+    yield Sample(STALLED, labels, int(work.is_stalled or (is_held_up and backlog > 0)))

@@ -13,7 +13,8 @@ from taskq.worker.work import Failed, Failure, Item, Job, Joint, Work, describe
 class Intake:
     """Knows which of this worker's jobs a record is for.
 
-    `jobs` is keyed by the name of a task or event; `is_known` says of any other name whether it is another group's.
+    `jobs` is keyed by the name of a task or event; `is_known` says of other names whether they are another group's.
+    An event that nobody here subscribed to is no mistake: it may be for programs that this app knows nothing of.
     """
 
     def __init__(self, jobs: Mapping[str, tuple[Job, ...]], is_known: Callable[[str], bool]) -> None:
@@ -35,7 +36,7 @@ class Intake:
                 continue
             jobs = jobs_of(envelope.name)
             if jobs is None:
-                if self._is_known(envelope.name):
+                if envelope.event or self._is_known(envelope.name):
                     skipped.append(record.offset)
                 else:
                     failures.append((work, record, envelope.name, _unknown(envelope.name)))
@@ -51,5 +52,5 @@ def _unknown(name: str) -> Failure:
     return Failure(
         "unknown-task",
         "TaskNotFound",
-        f"no task or event {name!r} is registered in this worker's app; import the module that defines it (-A)",
+        f"no task {name!r} is registered in this worker's app; import the module that defines it (-A)",
     )

@@ -44,7 +44,7 @@ _log = logging.getLogger("taskq.worker")
 
 
 class Poller:
-    """See the module docstring. `run` is the thread; `stop` and `Feed.wake` may be called from any other."""
+    """See the module docstring. `run` is the thread; `stop` and `stop_now` may be called from any other."""
 
     def __init__(
         self,
@@ -85,6 +85,12 @@ class Poller:
         """Say which crew runs what. Before `run`."""
         self._crew_of = {id(job): crew_for(job) for job in self._intake.jobs}
         self._crews = list({id(crew): crew for crew in self._crew_of.values()}.values())
+        self.feed.queues = [crew.queue for crew in self._crews]
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether one crew has nothing to do while as much as may be in flight waits for another."""
+        return self._is_full and not all(self.feed.queues)
 
     # -- the loop
 
@@ -265,11 +271,11 @@ class Poller:
 
     def _balance_intake(self) -> None:
         """Stop fetching when enough is in flight; go on when runners ask. The backlog waits in the log."""
-        queued = sum(len(crew.queue) for crew in self._crews)
+        queued = self.feed.queued()
         if not self._is_full and queued >= self._in_flight_max:
             self._consumer.pause([tp for tp, work in self.works.items() if not work.is_stalled])
             self._is_full = self.feed.is_full = True
-        if self._is_full and (not self.feed.is_full or queued < self.feed.low):
+        if self._is_full and queued < self.feed.low:
             self._consumer.resume([tp for tp, work in self.works.items() if not work.is_stalled and not work.error])
             self._is_full = self.feed.is_full = False
 

@@ -34,10 +34,11 @@ MESSAGE_CHARACTERS_MAX = 4_096
 class Job:
     """A task as this worker runs it. `runs` is appended to by runners and emptied by the poller."""
 
-    __slots__ = ("_done", "_execution_seconds", "_wait_seconds", "call", "decode", "ended", "runs", "task")
+    __slots__ = ("_done", "_execution_seconds", "_wait_seconds", "call", "decode", "ended", "group", "runs", "task")
 
     def __init__(self, task: Task[Any, Any], group: str, metrics: Metrics) -> None:
         self.task = task
+        self.group = group
         self.call: Callable[..., Any] = task.fn
         self.decode = task.decode_args
         self.runs: list[Run] = []
@@ -197,19 +198,28 @@ class Crew(Protocol):
 class Feed:
     """How runners tell the poller that they want more, or that one failed. Shared by all crews of a worker."""
 
-    __slots__ = ("failures", "is_full", "low", "wake")
+    __slots__ = ("_wake", "failures", "is_full", "low", "queues")
 
     def __init__(self, low: int, wake: Callable[[], None]) -> None:
         self.is_full = False
         """Set by the poller when it stops fetching; reset by the runner that finds less than `low` queued."""
         self.low = low
-        self.wake = wake
+        self.queues: list[deque[Item]] = []
+        """Those of all crews."""
         self.failures: deque[Failed] = deque()
+        self._wake = wake
+
+    def queued(self) -> int:
+        """How many items wait for a runner."""
+        return sum(map(len, self.queues))
 
     def want_more(self) -> None:
-        self.is_full = False
-        self.wake()
+        """A runner's own queue is below `low`, and fetching has stopped: have it go on if all are."""
+        if self.queued() < self.low:
+            self.is_full = False
+            self._wake()
 
     def fail(self, item: Item, error: BaseException) -> None:
+        """An item ended with `error`. The poller looks within a commit interval."""
         job, _, record, work = item
         self.failures.append((work, record, job.task.name, describe(error, "failed")))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import anyio
 import anyio.abc
@@ -83,11 +84,8 @@ class Worker:
     def __init__(self, app: TaskQ, options: WorkerOptions) -> None:
         if options.backend not in BACKENDS:
             raise ConfigError(f"backend {options.backend!r} is not one of: {', '.join(BACKENDS)}")
-        if options.backend == "trio":
-            try:
-                import trio  # noqa: F401 - is it there?
-            except ImportError as error:
-                raise ConfigError("the trio backend needs trio: pip install 'taskq[trio]'") from error
+        if options.backend == "trio" and find_spec("trio") is None:
+            raise ConfigError("the trio backend needs trio: pip install 'taskq[trio]'")
         settings = app.settings
         self._options = options
         self._handlers = app.handlers(options.group)
@@ -109,8 +107,8 @@ class Worker:
             in_flight_max=settings.in_flight_max,
             commit_interval_s=settings.commit_interval_ms / 1000,
         )
-        self._threads = ThreadCrew(self._concurrency, options.group, self._poller.feed)
-        self._async = AsyncCrew(self._concurrency, options.group, self._poller.feed)
+        self._threads = ThreadCrew(self._concurrency, self._poller.feed)
+        self._async = AsyncCrew(self._concurrency, self._poller.feed)
         self._reader = self._broker.reader()
         self._admin = self._broker.admin()
         self._stops = 0
@@ -203,12 +201,13 @@ class Worker:
     def _samples(self) -> Iterator[Sample]:
         info = (version("taskq"), self._broker.url)
         works = list(self._poller.works.values())
-        return samples(self._options.group, works, self._running, self._reader, self._admin, info)
+        held_up = self._poller.is_held_up
+        return samples(self._options.group, works, held_up, self._running, self._reader, self._admin, info)
 
     def health(self) -> Health:
         """Whether the process does its work at all."""
         if self._poller_is_done.is_set():
-            return Health(("the poller has ended",))
+            return Health((f"the poller has ended: {self._error or 'it was stopped'}",))
         return Health()
 
     def ready(self) -> Health:

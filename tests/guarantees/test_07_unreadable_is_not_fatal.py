@@ -13,7 +13,6 @@ BAD = {
     "not an invocation": (b"\x00\xff garbage", "unreadable"),
     "empty": (b"", "unreadable"),
     "an unknown task": (b'{"task": "tests.apps.audit.nope", "args": [1]}', "unknown-task"),
-    "an unknown event": (b'{"event": "nope"}', "unknown-task"),
     "too few arguments": (b'{"task": "tests.apps.audit.note", "args": []}', "arguments"),
     "an argument of a wrong type": (b'{"task": "tests.apps.audit.note", "args": ["x"]}', "arguments"),
     "an argument of a wrong name": (b'{"task": "tests.apps.audit.note", "kwargs": {"nr": 1}}', "arguments"),
@@ -65,6 +64,15 @@ def test_a_task_that_raises_is_a_dead_letter_with_type_message_and_traceback(
         assert letter["task"] == f"tests.apps.audit.{task}"
         assert letter["trace"] == "t1"
         assert task == "reject" or f"in {task}" in letter["traceback"]
+
+
+def test_an_event_that_nobody_here_subscribed_to_is_skipped(tmp_path: Path) -> None:
+    with bench(tmp_path) as here:
+        send_raw(here, b'{"event": "of another program", "kwargs": {"a": 1}}')
+        worker = here.start_worker("feed")
+        wait_until(lambda: here.unfinished("feed") == 0, "it is finished")
+        assert metric(worker.scrape(), "taskq_executions_total", outcome="skipped") == [1.0]
+        assert here.dead_letters("feed") == []
 
 
 def test_a_storm_of_failures_loses_none(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from taskq.broker.limits import check_partitions
 from taskq.broker.log import names
 from taskq.broker.log.files import Files
-from taskq.broker.log.locks import lock
+from taskq.broker.log.locks import close_lockable, lock, open_lockable
 from taskq.broker.log.partition import Partition
 from taskq.broker.port import PARTITIONS_DEFAULT, TopicPartition
 from taskq.config import check_topic
@@ -141,7 +141,7 @@ class DataDirectory:
         """Create a topic, whole or not at all. Raises ConfigError for a bad name or number, or if it exists."""
         check_topic(topic)
         check_partitions(topic, partitions)
-        lock_fd = self.files.open(names.lock_file(self.root), create=True)
+        lock_fd = open_lockable(self.files, names.lock_file(self.root), create=True)
         try:
             lock(lock_fd)
             if self.find_count(topic) is None:
@@ -149,7 +149,7 @@ class DataDirectory:
             elif not exist_ok:
                 raise ConfigError(f"topic {topic!r} exists already, with {self.count(topic)} partitions")
         finally:
-            self.files.close(lock_fd)
+            close_lockable(self.files, lock_fd)
 
     def _create(self, topic: str, partitions: int) -> None:
         final = names.topic(self.root, topic)

@@ -8,20 +8,52 @@ What follows from "open file description", and who takes care of it:
 
 - Two `open` calls in one process exclude each other as two processes do, but threads that share one descriptor do
   not: every descriptor that is locked here is guarded by a `threading.Lock` beside it.
-- A forked child shares its parent's descriptions, and so its parent's locks: both would believe they hold them. A
-  broker must not be used across `fork`; `taskq.app` drops it in the child.
+- A forked child shares its parent's descriptions, and so its locks: they would outlive the parent, and nobody could
+  take over from it. So descriptors that are ever locked are opened here, and a child closes its copies of them at once,
+  which unlocks nothing of the parent's. (A process that is executed never gets them: they are close-on-exec.) What
+  memory-maps such a file opens it once more for that, since a mapping keeps a copy of its descriptor.
 - Network file systems differ. The data directory must be on a local one.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
+from contextlib import suppress
+
+from taskq.broker.log.files import Files
 
 EXCLUSIVE = fcntl.LOCK_EX
 TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 UNLOCK = fcntl.LOCK_UN
 flock = fcntl.flock
 """The bare call, for the one place where a frame more would be felt (partition.py). Raises BlockingIOError for TRY."""
+
+
+_lockable: set[int] = set()
+
+
+def open_lockable(files: Files, path: str, *, create: bool = False) -> int:
+    """Open a file that is to be locked. Close it with `close_lockable`."""
+    fd = files.open(path, create=create)
+    _lockable.add(fd)
+    return fd
+
+
+def close_lockable(files: Files, fd: int) -> None:
+    """Close it, which unlocks it."""
+    _lockable.discard(fd)
+    files.close(fd)
+
+
+def _close_in_child() -> None:
+    for fd in _lockable:
+        with suppress(OSError):
+            os.close(fd)
+    _lockable.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def lock(fd: int) -> None:

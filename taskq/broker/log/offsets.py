@@ -19,7 +19,7 @@ from struct import Struct
 from taskq.broker.log import names
 from taskq.broker.log.batch import crc32c
 from taskq.broker.log.files import Files
-from taskq.broker.log.locks import try_lock
+from taskq.broker.log.locks import close_lockable, open_lockable, try_lock
 from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
 
 OWNER_BYTES = 512
@@ -74,12 +74,12 @@ class Lease:
         """Take the lease if nobody has it."""
         path = names.lease(root, group, topic, number)
         try:
-            fd = files.open(path, create=True)
+            fd = open_lockable(files, path, create=True)
         except FileNotFoundError:
             files.makedirs(f"{names.group_topics(root, group)}/{topic}")
-            fd = files.open(path, create=True)
+            fd = open_lockable(files, path, create=True)
         if not try_lock(fd):
-            files.close(fd)
+            close_lockable(files, fd)
             return None
         _, committed, sequence = read(files.pread(fd, FILE_BYTES, 0))
         files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
@@ -94,7 +94,7 @@ class Lease:
     def release(self) -> None:
         """Give the lease up in order: the file says that nobody has it."""
         self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
-        self._files.close(self._fd)
+        close_lockable(self._files, self._fd)
 
 
 def peek(files: Files, root: str, group: str, topic: str, number: int) -> tuple[str, Committed | None]:

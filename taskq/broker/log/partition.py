@@ -23,7 +23,7 @@ from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import GENERATION, HEAD_BYTES, INTENT, WAITING, Head, HeadState, Steady
 from taskq.broker.log.index import ENTRY, INDEX_INTERVAL_BYTES
-from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, flock, lock, unlock
+from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, open_lockable, unlock
 from taskq.broker.log.recovery import recover, segment_bases
 from taskq.broker.port import PartitionBounds, WouldBlock
 from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
@@ -82,7 +82,7 @@ class Partition:
         self._position = self._next_offset = -1
         self._steady = Steady(-1, -1, 0, 0, 0)
         try:
-            self._head_fd = files.open(names.head(directory), create=True)
+            self._head_fd = open_lockable(files, names.head(directory), create=True)
         except FileNotFoundError:
             raise TopicNotFound(f"{name}: its directory {directory} is gone; was the topic deleted?") from None
         except OSError as error:
@@ -94,7 +94,9 @@ class Partition:
         try:
             if self._files.size(self._head_fd) < HEAD_BYTES:
                 self._files.truncate(self._head_fd, HEAD_BYTES)
-            self._head = Head(self._files.map_shared(self._head_fd, HEAD_BYTES))
+            mapped_fd = self._files.open(names.head(self._directory))
+            self._head = Head(self._files.map_shared(mapped_fd, HEAD_BYTES))
+            self._files.close(mapped_fd)
             if not self._head.is_valid():
                 report = recover(self._files, self._directory)
                 if report.bytes_cut:
@@ -275,7 +277,9 @@ class Partition:
 
     def close(self) -> None:
         with self._mutex:
-            for fd in (self._log_fd, self._index_fd, self._head_fd):
+            for fd in (self._log_fd, self._index_fd):
                 if fd >= 0:
                     self._files.close(fd)
+            if self._head_fd >= 0:
+                close_lockable(self._files, self._head_fd)
             self._log_fd = self._index_fd = self._head_fd = -1

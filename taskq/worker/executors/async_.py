@@ -33,10 +33,9 @@ class _Runner:
 class AsyncCrew:
     """See `taskq.worker.work.Crew`. `run` must be running before anything is submitted."""
 
-    def __init__(self, size: int, group: str, feed: Feed) -> None:
+    def __init__(self, size: int, feed: Feed) -> None:
         self.queue: deque[Item] = deque()
         self._size = size
-        self._group = group
         self._feed = feed
         self._runners: list[_Runner] = []
         self._idle: list[_Runner] = []  # changed on the event loop only
@@ -80,7 +79,7 @@ class AsyncCrew:
         return [item for runner in self._runners if (item := runner.item) is not None]
 
     async def _run(self, runner: _Runner) -> None:
-        queue, feed, group = self.queue, self._feed, self._group
+        queue, feed = self.queue, self._feed
         take, low = queue.popleft, feed.low
         yielded = perf_counter()
         while True:
@@ -94,7 +93,7 @@ class AsyncCrew:
                 yielded = perf_counter()
                 continue
             job, envelope, record, work = item
-            enter(job.task, envelope, record, work.tp, group)
+            enter(item)
             started = perf_counter()
             try:
                 args, kwargs = job.decode(envelope)

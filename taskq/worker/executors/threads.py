@@ -27,9 +27,8 @@ class _Runner:
 class ThreadCrew:
     """See `taskq.worker.work.Crew`."""
 
-    def __init__(self, size: int, group: str, feed: Feed) -> None:
+    def __init__(self, size: int, feed: Feed) -> None:
         self.queue: deque[Item] = deque()
-        self._group = group
         self._feed = feed
         self._runners = [_Runner() for _ in range(size)]
         self._idle: list[_Runner] = []
@@ -60,7 +59,7 @@ class ThreadCrew:
             self._idle.pop().signal.release()
 
     def _run(self, runner: _Runner) -> None:
-        queue, feed, group = self.queue, self._feed, self._group
+        queue, feed = self.queue, self._feed
         take, low = queue.popleft, feed.low
         while True:
             try:
@@ -71,7 +70,7 @@ class ThreadCrew:
                     return
                 continue
             job, envelope, record, work = item
-            enter(job.task, envelope, record, work.tp, group)
+            enter(item)
             started = perf_counter()
             try:
                 args, kwargs = job.decode(envelope)

@@ -67,10 +67,12 @@ class EmbeddedConsumer:
         self._membership = Membership(directory.files, root, group, self.member_id, tuple(self._counts))
         self._held: dict[TopicPartition, _Held] = {}
         self._live: dict[str, tuple[str, ...]] = {}
+        self._target: set[TopicPartition] = set()
         self._is_settled = False
         self._next_tick = 0.0
         self._first = 0
         self._is_woken = False
+        self._is_leaving = False
         self._is_closed = False
         bell.ring(self._waiters, GROUP_CHANGED)
 
@@ -134,13 +136,7 @@ class EmbeddedConsumer:
 
     def _rebalance(self, now: float) -> Polled | None:
         """Take what is due to us and free, and report what is due to others. None if nothing changed."""
-        live = self._membership.live()
-        if live == self._live and self._is_settled:
-            return None
-        self._live = live
-        target = {
-            tp for tp, member in assign(live, self._counts_of(live), self._owners()).items() if member == self.member_id
-        }
+        target: set[TopicPartition] = set() if self._is_leaving else self._find_target()
         assigned = {tp: committed for tp in sorted(target - self._held.keys()) if (committed := self._take(tp))}
         revoking = set()
         for tp, held in self._held.items():
@@ -153,6 +149,15 @@ class EmbeddedConsumer:
         if not assigned and not revoking:
             return None
         return Polled(assigned=assigned, revoking=frozenset(revoking))
+
+    def _find_target(self) -> set[TopicPartition]:
+        """What we should have, computed anew if the group has changed or is still changing."""
+        live = self._membership.live()
+        if live != self._live or not self._is_settled:
+            self._live = live
+            due = assign(live, self._counts_of(live), self._owners())
+            self._target = {tp for tp, member in due.items() if member == self.member_id}
+        return self._target
 
     def _counts_of(self, live: Mapping[str, Sequence[str]]) -> dict[str, int]:
         """Partitions of every topic that any live member reads: the assignment is computed over all of them."""
@@ -222,6 +227,13 @@ class EmbeddedConsumer:
             held.keep_until = time.monotonic() + KEEP_S
         self._is_settled = False
 
+    def leave(self) -> None:
+        if not self._is_leaving:
+            self._is_leaving = True
+            self._next_tick = 0.0
+            self._membership.leave()
+            self._bell.ring(self._waiters, GROUP_CHANGED)
+
     def close(self) -> None:
         if self._is_closed:
             return
@@ -230,6 +242,7 @@ class EmbeddedConsumer:
             held.cursor.close()
             held.lease.release()
         self._held.clear()
-        self._membership.leave()
+        if not self._is_leaving:
+            self._membership.leave()
         self._wakeup.close()
         self._bell.ring(self._waiters, GROUP_CHANGED)

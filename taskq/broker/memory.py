@@ -242,14 +242,17 @@ class MemoryConsumer:
                 self._held[tp].is_revoking = False
                 self._held[tp].keep_until = time.monotonic() + KEEP_S
 
+    def leave(self) -> None:
+        with self._state.locked():
+            self._leave()
+
     def close(self) -> None:
         with self._state.changed:
             if self._is_closed:
                 return
             self._is_closed = True
             self._give_up(list(self._held))
-            del self._group.members[self.member_id]
-            self._state.reassign(self._group)
+            self._leave()
 
     # -- all of these with the lock held
 
@@ -272,6 +275,10 @@ class MemoryConsumer:
             return Polled(assigned=assigned, revoking=frozenset(revoking))
         fetched = self._fetch(records_max)
         return Polled(fetched) if fetched else None
+
+    def _leave(self) -> None:
+        if self._group.members.pop(self.member_id, None):
+            self._state.reassign(self._group)
 
     def _take(self, tp: TopicPartition) -> Committed:
         committed = self._group.committed.get(tp, Committed(0))

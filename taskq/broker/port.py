@@ -183,6 +183,10 @@ class Consumer(Protocol):
         """Go on with partitions that were `revoking`; the group asks again later."""
         ...
 
+    def leave(self) -> None:
+        """Begin to leave the group: nothing more is assigned, and all that is held is revoked by the next `poll`."""
+        ...
+
     def close(self) -> None:
         """Leave the group and free every partition held. Does not commit. Idempotent."""
         ...

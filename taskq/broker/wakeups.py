@@ -38,6 +38,8 @@ class Wakeup:
         self._fd = os.open(self._paths[0], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         for path in self._paths[1:]:
             os.link(self._paths[0], path)
+        self._mutex = threading.RLock()  # reentrant: a signal handler may ring while its thread does
+        self._is_closed = False
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 
@@ -50,10 +52,14 @@ class Wakeup:
         return b""
 
     def ring(self, what: bytes) -> None:
-        with suppress(BlockingIOError):  # it is full: whoever reads it wakes up anyway
-            os.write(self._fd, what)
+        """After `close` it does nothing: who rings need not know."""
+        with self._mutex, suppress(BlockingIOError):  # it is full: whoever reads it wakes up anyway
+            if not self._is_closed:
+                os.write(self._fd, what)
 
     def close(self) -> None:
+        with self._mutex:
+            self._is_closed = True
         for path in self._paths:
             with suppress(FileNotFoundError):
                 os.unlink(path)

@@ -98,8 +98,9 @@ def _work_alone(worker: Worker, settings: Settings, *, with_metrics: bool) -> in
         host, port = settings.metrics_host, settings.metrics_port
         page = serve(host, port, worker.metrics_snapshot, worker.health, worker.ready)
     try:
-        _introduce(worker.describe(), page.url if page else "not served")
-        return worker.run()
+        with worker.catching_signals():
+            _introduce(worker.describe(), page.url if page else "not served")
+            return worker.run()
     finally:
         if page:
             page.close()
@@ -111,13 +112,14 @@ def _work_as_child(worker: Worker, number: int, fd: int) -> int:
     def report() -> Report:
         return Report(worker.metrics_snapshot(), worker.health().reasons, worker.ready().reasons)
 
-    if number == 0:  # the others would say the same
-        _introduce(worker.describe(), "served by the supervisor")
-    link = Parent(fd, report, worker.stop)
-    try:
-        return worker.run()
-    finally:
-        link.tell_last()
+    with worker.catching_signals():
+        if number == 0:  # the others would say the same
+            _introduce(worker.describe(), "served by the supervisor")
+        link = Parent(fd, report, worker.stop)
+        try:
+            return worker.run()
+        finally:
+            link.tell_last()
 
 
 def _supervise(given: WorkerArguments, settings: Settings) -> int:

@@ -119,6 +119,7 @@ class Poller:
             return True
         if self._stop_by is None:
             return False
+        self._consumer.leave()
         self._discard_queued(self.works.values())
         self._fold()
         unfinished = sum(work.handed_out for work in self.works.values())
@@ -188,7 +189,7 @@ class Poller:
                 del self.works[work.tp]
                 self._consumer.release([work.tp])
                 _log.info("group %s gave up %s", self._group, work.tp)
-            elif now >= work.handover_at:
+            elif now >= work.handover_at and self._stop_by is None:
                 work.handover_at = None
                 _log.info("%s is kept for now: %d invocations of it still run", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -140,7 +141,6 @@ class Worker:
                 await group.start(self._async.run)
             if has_sync:
                 self._threads.start()
-            await group.start(self._watch_signals)
             self._poller.start(lambda job: self._async if job.task.is_async else self._threads)
             await anyio.to_thread.run_sync(self._poll, limiter=anyio.CapacityLimiter(1))
             self._threads.stop()
@@ -158,17 +158,26 @@ class Worker:
         finally:
             self._poller_is_done.set()
 
-    async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            task_status.started()  # signals belong to the main thread: whoever runs us in another calls `stop`
-            return
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            heard_at = -SIGNAL_ECHO_S
-            async for _ in signals:
-                if time.monotonic() - heard_at >= SIGNAL_ECHO_S:
-                    self.stop()
-                heard_at = time.monotonic()
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Inside this, SIGTERM and SIGINT mean `stop`. On the main thread only, and around `run`.
+
+        Python's plain handlers, so that a signal between the start of the process and that of its event loop counts.
+        """
+        heard_at = -SIGNAL_ECHO_S
+
+        def hear(*_: object) -> None:
+            nonlocal heard_at
+            if time.monotonic() - heard_at >= SIGNAL_ECHO_S:
+                self.stop()
+            heard_at = time.monotonic()
+
+        before = {which: signal.signal(which, hear) for which in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for which, handler in before.items():
+                signal.signal(which, handler)
 
     def stop(self) -> None:
         """The first call drains: what runs may end. The second stops at once. From any thread."""

@@ -114,14 +114,18 @@ class EmbeddedBroker:
 class _Topic:
     """A topic as a producer sees it."""
 
-    __slots__ = ("name", "partitions", "spread")
+    __slots__ = ("_directory", "name", "opened", "spread")
 
     def __init__(self, directory: DataDirectory, name: str) -> None:
+        self._directory = directory
         self.name = name
-        self.partitions: list[Partition] = [
-            directory.partition(TopicPartition(name, number)) for number in range(directory.ensure(name))
-        ]
-        self.spread = Spread(len(self.partitions))
+        self.opened: list[Partition | None] = [None] * directory.ensure(name)
+        """The partitions that have been used."""
+        self.spread = Spread(len(self.opened))
+
+    def open(self, number: int) -> Partition:
+        partition = self.opened[number] = self._directory.partition(TopicPartition(self.name, number))
+        return partition
 
 
 class EmbeddedProducer:
@@ -137,13 +141,19 @@ class EmbeddedProducer:
     def send(
         self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
     ) -> tuple[int, int]:
-        target = self._topics.get(topic) or self._open(topic)
         if len(value) > MESSAGE_BYTES_MAX or key is not None or headers:
             check_size(topic, value, key, headers)
-        number = target.spread.next() if key is None else partition_for_key(key, len(target.partitions))
-        partition = target.partitions[number]
-        if self._syncs_each and not wait:
-            raise WouldBlock
+        target = self._topics.get(topic)
+        if target is None or (self._syncs_each and not wait):
+            if not wait:
+                raise WouldBlock
+            target = self._open(topic)
+        number = target.spread.next() if key is None else partition_for_key(key, len(target.opened))
+        partition = target.opened[number]
+        if partition is None:
+            if not wait:
+                raise WouldBlock
+            partition = target.open(number)
         offset = partition.append(encode_one(value, key, headers, int(time.time() * 1000)), 1, wait=wait)
         if self._syncs_each:
             partition.sync()
@@ -154,9 +164,8 @@ class EmbeddedProducer:
     def send_many(self, topic: str, messages: Sequence[Message]) -> None:
         target = self._topics.get(topic) or self._open(topic)
         # Cut into batches, and so checked for size, before the first is appended.
-        batches = [
-            (target.partitions[n], batch) for n, share in _shares(target, messages) for batch in _cut(topic, share)
-        ]
+        numbered = [(number, batch) for number, share in _shares(target, messages) for batch in _cut(topic, share)]
+        batches = [(target.opened[number] or target.open(number), batch) for number, batch in numbered]
         timestamp_ms = int(time.time() * 1000)
         for partition, batch in batches:
             partition.append(encode_many(batch, timestamp_ms), len(batch))
@@ -180,7 +189,7 @@ def _shares(target: _Topic, messages: Sequence[Message]) -> list[tuple[int, Sequ
     by_partition: dict[int, list[Message]] = {}
     for message in messages:
         key = message.key
-        number = target.spread.next() if key is None else partition_for_key(key, len(target.partitions))
+        number = target.spread.next() if key is None else partition_for_key(key, len(target.opened))
         by_partition.setdefault(number, []).append(message)
     return list(by_partition.items())
 

@@ -128,7 +128,7 @@ class Producer(Protocol):
 
         The partition is murmur2(key) modulo the number of partitions, as Kafka's own clients choose it; without a key,
         records are spread in batches. The topic is created on first use. With `wait=False` a call that would have
-        to wait for a lock or a disk raises `WouldBlock` instead and appends nothing.
+        to wait for a lock or a disk, or open a partition first, raises `WouldBlock` instead and appends nothing.
         """
         ...
 

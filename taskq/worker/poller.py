@@ -130,7 +130,7 @@ class Poller:
 
     def _turn(self) -> None:
         polled = self._consumer.poll(self._timeout())
-        self.polled_at = now = time.monotonic()
+        now = time.monotonic()
         if polled.assigned or polled.revoking or polled.lost or polled.errors:
             self._take_changes(polled, now)
         if polled.fetched and self._stop_by is None:
@@ -140,6 +140,7 @@ class Poller:
             self._next_commit = now + self._commit_interval_s
         self._finish_handovers(now)
         self._balance_intake()
+        self.polled_at = now
 
     def _timeout(self) -> float:
         """Until the next commit, if there is or may be anything to commit."""

@@ -230,6 +230,8 @@ class Partition:
                 return
             covered = self._generation
             self._sync_fd(self._log_fd)
+            if self._synced_generation < 0:  # the file may be new, by whomever: its name must last as well
+                self._files.sync_directory(self._directory)
             self._synced_generation = covered
 
     def _sync_fd(self, fd: int) -> None:

@@ -38,10 +38,9 @@ def segment_bases(files: Files, directory: str) -> list[int]:
 def recover(files: Files, directory: str) -> RecoveryReport:
     """Scan, cut what is torn, rebuild the index, and say where the log ends. Call under the append lock."""
     bases = segment_bases(files, directory)
-    if not bases:
+    if not bases:  # a new partition: its first `sync` makes the file's name durable too
         files.close(files.open(names.log(directory, 0), create=True))
-        files.sync_directory(directory)
-        bases = [0]
+        return RecoveryReport(directory, HeadState(0, 0, 0, -1, 0, 0), 0, "")
     base = bases[-1]
     log_fd = files.open(names.log(directory, base))
     index_fd = files.open(names.index(directory, base), create=True)

@@ -40,9 +40,11 @@ _log = logging.getLogger("taskq.broker")
 class _Held:
     """A partition that is ours."""
 
-    __slots__ = ("cursor", "is_paused", "is_revoking", "keep_until", "lease", "partition")
+    __slots__ = ("cursor", "is_paused", "is_revoking", "keep_until", "lease", "mask", "partition")
 
-    def __init__(self, lease: offsets.Lease, partition: Partition, cursor: Cursor) -> None:
+    def __init__(self, lease: offsets.Lease, partition: Partition, cursor: Cursor, mask: int) -> None:
+        self.mask = mask
+        """Our bit among those that wait for the topic."""
         self.lease = lease
         self.partition = partition
         self.cursor = cursor
@@ -62,8 +64,9 @@ class EmbeddedConsumer:
         self._group = group
         self._counts = {topic: directory.ensure(topic) for topic in topics}
         self._waiters = names.group_waiters(root, group)
-        waiters = [self._waiters, *(names.topic_waiters(root, topic) for topic in self._counts)]
-        self._wakeup = Wakeup(directory.files, self.member_id, waiters)
+        waiters = [names.topic_waiters(root, topic) for topic in self._counts]
+        self._wakeup = Wakeup(directory.files, self.member_id, self._waiters, waiters)
+        self._masks = dict(zip(self._counts, self._wakeup.masks, strict=True))
         self._membership = Membership(directory.files, root, group, self.member_id, tuple(self._counts))
         self._held: dict[TopicPartition, _Held] = {}
         self._live: dict[str, tuple[str, ...]] = {}
@@ -74,7 +77,7 @@ class EmbeddedConsumer:
         self._is_woken = False
         self._is_leaving = False
         self._is_closed = False
-        bell.ring(self._waiters, GROUP_CHANGED)
+        bell.ring_group(self._waiters)
 
     # -- polling
 
@@ -106,7 +109,7 @@ class EmbeddedConsumer:
         """Ask to be woken at the next append; True if one came before that was heard."""
         readable = [held for held in self._held.values() if not held.is_paused and not held.is_revoking]
         for held in readable:
-            held.partition.wait_for_append()
+            held.partition.wait_for_append(held.mask)
         return any(held.partition.end() > held.cursor.offset for held in readable)
 
     def _fetch(self, records_max: int) -> tuple[list[Fetched], dict[TopicPartition, BrokerError]]:
@@ -192,7 +195,7 @@ class EmbeddedConsumer:
                 *(tp, self._group, committed.offset, bounds.end),
             )
             committed = Committed(bounds.end)
-        self._held[tp] = _Held(lease, partition, partition.cursor(committed.offset))
+        self._held[tp] = _Held(lease, partition, partition.cursor(committed.offset), self._masks[tp.topic])
         return committed
 
     # -- what the owner says
@@ -218,7 +221,7 @@ class EmbeddedConsumer:
             held = self._held.pop(tp)
             held.cursor.close()
             held.lease.release()
-        self._bell.ring(self._waiters, GROUP_CHANGED)
+        self._bell.ring_group(self._waiters)
 
     def keep(self, tps: Sequence[TopicPartition]) -> None:
         for tp in tps:
@@ -232,7 +235,7 @@ class EmbeddedConsumer:
             self._is_leaving = True
             self._next_tick = 0.0
             self._membership.leave()
-            self._bell.ring(self._waiters, GROUP_CHANGED)
+            self._bell.ring_group(self._waiters)
 
     def close(self) -> None:
         if self._is_closed:
@@ -245,4 +248,4 @@ class EmbeddedConsumer:
         if not self._is_leaving:
             self._membership.leave()
         self._wakeup.close()
-        self._bell.ring(self._waiters, GROUP_CHANGED)
+        self._bell.ring_group(self._waiters)

@@ -35,7 +35,7 @@ from taskq.broker.port import (
     TopicPartition,
     WouldBlock,
 )
-from taskq.broker.wakeups import NEW_RECORDS, Bell
+from taskq.broker.wakeups import Bell
 from taskq.config import Durability, check_group
 from taskq.errors import BrokerUnavailable
 
@@ -71,8 +71,8 @@ class EmbeddedBroker:
     def url(self) -> str:
         return f"file://{self._directory.root}"
 
-    def _wake(self, topic: str) -> None:
-        self._bell.ring(names.topic_waiters(self._directory.root, topic), NEW_RECORDS)
+    def _wake(self, topic: str, waiting: int) -> None:
+        self._bell.ring(names.topic_waiters(self._directory.root, topic), waiting)
 
     def producer(self) -> EmbeddedProducer:
         self._check_open()

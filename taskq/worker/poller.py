@@ -134,6 +134,8 @@ class Poller:
         if polled.assigned or polled.revoking or polled.lost or polled.errors:
             self._take_changes(polled, now)
         if polled.fetched and self._stop_by is None:
+            if self._is_idle():  # the commit interval counts from here: runners must not wait for an empty commit
+                self._next_commit = now + self._commit_interval_s
             self._hand_out(polled.fetched)
         if now >= self._next_commit:
             self._fold_and_commit()
@@ -143,12 +145,13 @@ class Poller:
         self.polled_at = now
 
     def _timeout(self) -> float:
-        """Until the next commit, if there is or may be anything to commit."""
-        if any(work.handed_out or work.is_stalled for work in self.works.values()) or self.feed.failures:
-            return max(0.0, self._next_commit - time.monotonic())
-        if any(work.committed[0] != work.progress.low for work in self.works.values()):
-            return max(0.0, self._next_commit - time.monotonic())
-        return _IDLE_S
+        """How long to poll at most: until the next commit, if there is or may be anything to commit."""
+        return _IDLE_S if self._is_idle() else max(0.0, self._next_commit - time.monotonic())
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is unfinished and everything is committed."""
+        works = self.works.values()
+        return not any(work.handed_out or work.is_stalled or not work.is_committed for work in works)
 
     # -- partitions come and go
 

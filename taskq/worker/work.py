@@ -91,6 +91,10 @@ class Work:
         self.discard = self._discarded.append
         """An offset was handed out, and will not be run here."""
 
+    @property
+    def is_committed(self) -> bool:
+        return self.committed[0] == self.progress.low
+
     def skip(self, offsets: list[int]) -> None:
         """These are no business of this group."""
         self._done.extend(offsets)

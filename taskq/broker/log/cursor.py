@@ -17,11 +17,15 @@ _log = logging.getLogger("taskq.log")
 
 _RECORDS_MAX_DEFAULT = 1 << 30
 
+_READ_BYTES_MIN = 16 * 1024
+"""What is read at once when little comes; it grows as far as it is used. A large buffer for every small read would cost
+more than the read itself."""
+
 
 class Cursor:
     """Reads one partition in order. Not thread-safe. Opens nothing until the first read."""
 
-    __slots__ = ("_directory", "_fd", "_files", "_head", "_position", "_segment_base", "offset")
+    __slots__ = ("_directory", "_fd", "_files", "_head", "_position", "_segment_base", "_want", "offset")
 
     def __init__(self, files: Files, directory: str, head: Head, offset: int) -> None:
         self.offset = offset
@@ -30,6 +34,7 @@ class Cursor:
         self._directory = directory
         self._head = head
         self._fd = self._segment_base = self._position = -1
+        self._want = _READ_BYTES_MIN
 
     def read(self, bytes_max: int, records_max: int = _RECORDS_MAX_DEFAULT) -> list[Record]:
         """The next records: whole batches, at least one if there is one, up to about the two limits.
@@ -41,7 +46,7 @@ class Cursor:
             return []
         if self._fd < 0:
             self._seek(end)
-        want = max(bytes_max, HEADER_BYTES)
+        want = min(self._want, max(bytes_max, HEADER_BYTES))
         while self.offset < end:
             buffer = self._files.pread(self._fd, want, self._position)
             if len(buffer) < HEADER_BYTES:
@@ -56,6 +61,10 @@ class Cursor:
                 continue
             self._position += consumed
             self.offset = next_offset
+            if consumed * 2 > want:
+                self._want = want * 4
+            elif consumed * 8 < want:
+                self._want = max(want // 4, _READ_BYTES_MIN)
             if records:
                 return records
         return []

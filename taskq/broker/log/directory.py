@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from taskq.broker.limits import check_partitions
@@ -25,14 +26,14 @@ _log = logging.getLogger("taskq.log")
 class DataDirectory:
     """Thread-safe. Any number of processes may use one directory at once.
 
-    `wake(topic)` is called after an append that consumers of the topic wait for.
+    `wake(topic, bits)` is called when an append begins that consumers of the topic wait for.
     """
 
     def __init__(
         self,
         root: str,
         files: Files,
-        wake: Callable[[str], None],
+        wake: Callable[[str, int], None],
         *,
         partitions_default: int = PARTITIONS_DEFAULT,
         partitions: Mapping[str, int] = MappingProxyType({}),
@@ -177,7 +178,7 @@ class DataDirectory:
             found = self._opened.get(tp)
             if found is None:
                 directory = names.partition(names.topic(self.root, tp.topic), tp.partition)
-                found = Partition(self.files, directory, str(tp), lambda: self._wake(tp.topic))
+                found = Partition(self.files, directory, str(tp), partial(self._wake, tp.topic))
                 self._opened[tp] = found
             return found
 

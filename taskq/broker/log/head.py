@@ -8,7 +8,7 @@ tail may be gone: it carries the boot's id, and a head of another boot is rebuil
     words 1-2    id of the boot that it is valid for
     word 3       generation: counts appends; its parity says which of the two slots is valid
     word 4       intent: generation + 1 while an append is under way, else equal to the generation
-    word 5       waiting: 1 when a consumer sleeps until the next append
+    word 5       waiting: a bit for each consumer that sleeps until the next append (broker/wakeups.py numbers them)
     words 8-15   slot 0: segment base offset, position in it, next offset, position of the last index entry, size of the
                  index, start offset, the generation, and the XOR of these seven
     words 16-23  slot 1
@@ -158,13 +158,12 @@ class Head:
             xor ^= word
         return HeadState(*state) if xor == check and slot_generation == generation else None
 
-    def set_waiting(self) -> None:
-        """Ask the next append to wake the waiting consumers. Call under the append lock."""
-        self.words[WAITING] = 1
+    def set_waiting(self, mask: int) -> None:
+        """Ask the next append to wake this consumer. Call under the append lock."""
+        self.words[WAITING] |= mask
 
-    @property
-    def is_waiting(self) -> bool:
-        return bool(self.words[WAITING])
+    def is_waiting(self, mask: int) -> bool:
+        return bool(self.words[WAITING] & mask)
 
 
 @cache

@@ -6,8 +6,8 @@ topics/<topic>/topic.json                number of partitions
 topics/<topic>/<partition>/head          shared memory and the append lock: see head.py
 topics/<topic>/<partition>/<base offset, 20 digits>.log
 topics/<topic>/<partition>/<base offset, 20 digits>.index
-waiters/topics/<topic>/<member>          FIFO of a consumer that waits for records of the topic
-waiters/groups/<group>/<member>          the same FIFO, to be told of comings and goings in the group
+    waiters/groups/<group>/<member>          FIFO of a consumer, to be told of comings and goings in the group
+    waiters/topics/<topic>/<slot>            the same FIFO, to be told of records: see broker/wakeups.py
 groups/<group>/members/<member>          flock held as long as the member lives; its topics, as JSON
 groups/<group>/topics/<topic>/<partition>  the partition's lease (a flock), owner and committed offset
 """

@@ -34,7 +34,10 @@ _log = logging.getLogger("taskq.log")
 
 
 class Partition:
-    """A partition, opened. Thread-safe. `wake` is called, outside the locks, after an append somebody waits for."""
+    """A partition, opened. Thread-safe.
+
+    `wake(bits)` is called, under the lock, when an append begins that somebody waits for.
+    """
 
     __slots__ = (
         "_directory",
@@ -64,7 +67,7 @@ class Partition:
         files: Files,
         directory: str,
         name: str,
-        wake: Callable[[], None],
+        wake: Callable[[int], None],
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
     ) -> None:
         self.name = name
@@ -129,6 +132,10 @@ class Partition:
                     self._refresh()
                 if self._failure is not None:
                     raise self._failure
+                waiting = words[WAITING]
+                if waiting:  # first, so that they wake up while this is written; they will wait for the lock
+                    words[WAITING] = 0
+                    self._wake(waiting)
                 size = len(batch) + 8
                 if self._position + size > self._segment_bytes_max and self._position:
                     self._roll()
@@ -145,15 +152,10 @@ class Partition:
                 self._next_offset = offset + count
                 self._position = position + size
                 self._generation = self._publish(position + size, offset + count, self._steady)
-                somebody_waits = words[WAITING]
-                if somebody_waits:
-                    words[WAITING] = 0
             finally:
                 flock(head_fd, UNLOCK)
         finally:
             self._mutex.release()
-        if somebody_waits:
-            self._wake()
         return offset
 
     def _index(self, last_offset: int, position: int) -> None:
@@ -266,14 +268,14 @@ class Partition:
         """A place to read on from. Below the start it is the start."""
         return Cursor(self._files, self._directory, self._head, offset)
 
-    def wait_for_append(self) -> None:
-        """Ask for `wake` to be called, in the process that makes it, at the next append."""
-        if self._head.is_waiting:
+    def wait_for_append(self, mask: int) -> None:
+        """Ask for `wake(mask)` to be called at the next append, whoever makes it. Waits for one under way."""
+        if self._head.is_waiting(mask):
             return
         with self._mutex:
             lock(self._head_fd)
             try:
-                self._head.set_waiting()
+                self._head.set_waiting(mask)
             finally:
                 unlock(self._head_fd)
 

@@ -126,12 +126,16 @@ class Worker:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, *gc_thresholds[1:])
         try:
-            return anyio.run(self._main, backend=self._options.backend)
+            return anyio.run(self._main, backend=self._options.backend, backend_options=self._backend_options())
         finally:
             gc.set_threshold(*gc_thresholds)
             gc.unfreeze()
             sys.setswitchinterval(switch_interval)
             metrics.remove_source(self._samples)
+
+    def _backend_options(self) -> dict[str, bool]:
+        """asyncio runs on uvloop where that is installed: half the price for tasks that wait much."""
+        return {"use_uvloop": find_spec("uvloop") is not None} if self._options.backend == "asyncio" else {}
 
     async def _main(self) -> int:
         has_async = any(task.is_async for tasks in self._handlers.by_name.values() for task in tasks)

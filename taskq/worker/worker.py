@@ -12,13 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 
 import anyio
-import anyio.abc
 from attrs import frozen
 
 from taskq.app import TaskQ
@@ -163,7 +162,7 @@ class Worker:
             self._poller_is_done.set()
 
     @contextmanager
-    def catching_signals(self) -> Iterator[None]:
+    def catching_signals(self) -> Generator[None]:
         """Inside this, SIGTERM and SIGINT mean `stop`. On the main thread only, and around `run`.
 
         Python's plain handlers, so that a signal between the start of the process and that of its event loop counts.

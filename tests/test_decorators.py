@@ -113,7 +113,7 @@ async def async_generator() -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "fn",
     [Holder, Holder(), Holder.method, Holder.of_class, functools.partial(add, 1), len, generator, async_generator, 5],
-    ids=repr,
+    ids=lambda fn: type(fn).__name__,
 )
 def test_what_is_not_a_plain_function_can_not_be_a_task(app: TaskQ, fn: Any) -> None:
     with pytest.raises(ConfigError, match="@task of"):

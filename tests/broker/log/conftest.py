@@ -29,6 +29,7 @@ def verify(directory: Path, end: int) -> None:
             assert header.base_offset == expected
             expected = header.next_offset
             position += header.size
+        assert position == len(raw), "nothing is left after the last batch"
     assert expected == end
 
 

@@ -81,6 +81,8 @@ class Wakeup:
 
     def close(self) -> None:
         with self._mutex:
+            if self._is_closed:
+                return
             self._is_closed = True
             for path in self._paths:
                 with suppress(FileNotFoundError):

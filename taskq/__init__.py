@@ -31,6 +31,7 @@ __all__ = [
     "TaskQ",
     "TaskqError",
     "current",
+    "default_app",
     "event",
     "task",
 ]

@@ -40,17 +40,22 @@ def list_groups(broker: str | None, as_json: bool) -> None:
 
 @command.command(name="describe")
 @click.argument("group")
+@options.app
 @options.broker
 @options.as_json
-def describe_group(group: str, broker: str | None, as_json: bool) -> None:
-    """Show the members of GROUP, and its progress in each partition."""
-    from taskq.cli.brokers import known_group, opened
-    from taskq.exporter import partition_backlogs, topics_of
+def describe_group(group: str, app: str | None, broker: str | None, as_json: bool) -> None:
+    """Show the members of GROUP, and its progress in each partition.
 
+    With an app, also what waits for a group of it that has never run.
+    """
+    from taskq.cli.brokers import known_group, opened
+    from taskq.exporter import describe_group, partition_backlogs, topics_of
+
+    waiting = _topics_of_app(app, group)
     with opened(broker) as found:
         admin = found.admin()
-        description = admin.describe_group(known_group(admin, group))
-        parts = partition_backlogs(admin, found.reader(), description, topics_of(description))
+        description = describe_group(admin, group if waiting else known_group(admin, group))
+        parts = partition_backlogs(admin, found.reader(), description, topics_of(description) | waiting)
     now = time.time()
     rows = [
         {
@@ -72,3 +77,15 @@ def describe_group(group: str, broker: str | None, as_json: bool) -> None:
     members_now = len(description.members)
     click.echo(f"{group}: {members_now} {'member' if members_now == 1 else 'members'}\n")
     show_table(list(rows[0]) if rows else ["topic", "partition"], rows)
+
+
+def _topics_of_app(app: str | None, group: str) -> set[str]:
+    """The topics that `group` reads according to the app, if one is named and has such a group."""
+    from taskq.cli.discovery import find_app
+    from taskq.config import load_settings
+
+    settings = load_settings(app=app)
+    if settings.app is None:
+        return set()
+    found = find_app(settings)
+    return set(found.topics(group)) if group in found.groups() else set()

@@ -29,6 +29,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Non
             for text, width, to_right in zip(line, widths, right, strict=True)
         ]
         click.echo("  ".join(aligned).rstrip())
+    if not rows:
+        click.echo("none yet")
 
 
 def _text(value: Any) -> str:

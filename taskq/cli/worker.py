@@ -114,7 +114,7 @@ def _work_as_child(worker: Worker, number: int, fd: int) -> int:
 
     with worker.catching_signals():
         if number == 0:  # the others would say the same
-            _introduce(worker.describe(), "served by the supervisor")
+            _introduce(worker.describe(), "as the supervisor says")
         link = Parent(fd, report, worker.stop)
         try:
             return worker.run()
@@ -132,6 +132,7 @@ def _supervise(given: WorkerArguments, settings: Settings) -> int:
         drain_timeout_s=settings.drain_timeout_s,
     )
     if not given.metrics:
+        click.echo(f"taskq: supervising {given.processes} workers; metrics not served", err=True)
         return supervisor.run()
     page = serve(
         settings.metrics_host,

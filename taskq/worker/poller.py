@@ -184,6 +184,7 @@ class Poller:
             return Progress(committed.offset)
 
     def _finish_handovers(self, now: float) -> None:
+        given_up = []
         for work in list(self.works.values()):
             if work.handover_at is None:
                 continue
@@ -192,13 +193,15 @@ class Poller:
                 self._commit([work])
                 del self.works[work.tp]
                 self._consumer.release([work.tp])
-                _log.info("group %s gave up %s", self._group, work.tp)
+                given_up.append(work.tp)
             elif now >= work.handover_at and self._stop_by is None:
                 work.handover_at = None
                 _log.info("%s is kept for now: %d invocations of it still run", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])
                 self._queue(work.parked)
                 work.parked = []
+        if given_up:
+            _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
 
     def _take_queued(self, works: Iterable[Work]) -> list[Item]:
         """Take the items of `works` out of the queues, whose other items keep their order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,17 @@ def test_an_unknown_group_names_near_ones(taskq: Taskq, broker: Broker):
     said = taskq("groups", "describe", "fede")
     assert said.code == 1
     assert "did you mean feed?" in said.err
+
+
+def test_what_waits_for_a_group_that_never_ran_is_shown_with_its_app(taskq: Taskq, tmp_path: Path):
+    (tmp_path / "shop.py").write_text(
+        "from taskq import task\n@task(topic='mail', group='post')\ndef send(n: int) -> None: ...\n"
+    )
+    assert taskq("send", "shop.send", "--args", "[1]", "-A", "shop").code == 0
+    assert taskq("groups", "describe", "post").code == 1
+    said = taskq("groups", "describe", "post", "-A", "shop", "--json")
+    assert sum(part["backlog"] for part in json.loads(said.out)["partitions"]) == 1
+
+
+def test_an_empty_list_says_so(taskq: Taskq):
+    assert "none yet" in taskq("groups", "list").out

@@ -91,7 +91,9 @@ class Cursor:
         try:
             self._position = find(self._files, self._fd, index, below[-1], self.offset, end)
         except BadBatch as bad:
-            raise self._damaged(bad.position, bad.reason) from None
+            damaged = CorruptLog(names.log(self._directory, below[-1]), bad.position, bad.reason)
+            self.close()  # to look again from the beginning, should it be read again
+            raise damaged from None
 
     def _open(self, base: int) -> None:
         fd = self._files.open(names.log(self._directory, base), write=False)

@@ -12,7 +12,8 @@ from functools import partial
 from types import MappingProxyType
 
 from taskq.broker.limits import check_partitions
-from taskq.broker.log import names
+from taskq.broker.log import names, offsets
+from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.locks import close_lockable, lock, open_lockable
 from taskq.broker.log.partition import Partition
@@ -62,6 +63,7 @@ class DataDirectory:
             for path in (names.topics(self.root), names.groups(self.root)):
                 self.files.makedirs(path)
             self._write_json(names.format_file(self.root), {"format": names.FORMAT_VERSION})
+            self.files.sync_directory(os.path.dirname(self.root))
         except OSError as error:
             raise BrokerUnavailable(
                 f"can't use {self.root} as a data directory: {error.strerror} ({error.filename or self.root}). "
@@ -149,6 +151,8 @@ class DataDirectory:
                 self._create(topic, partitions)
             elif not exist_ok:
                 raise ConfigError(f"topic {topic!r} exists already, with {self.count(topic)} partitions")
+        except OSError as error:
+            raise storage_error(f"topic {topic!r} can't be created", self.root, error) from error
         finally:
             close_lockable(self.files, lock_fd)
 
@@ -178,7 +182,8 @@ class DataDirectory:
             found = self._opened.get(tp)
             if found is None:
                 directory = names.partition(names.topic(self.root, tp.topic), tp.partition)
-                found = Partition(self.files, directory, str(tp), partial(self._wake, tp.topic))
+                forget = partial(offsets.forget_beyond, self.files, self.root, tp.topic, tp.partition)
+                found = Partition(self.files, directory, str(tp), partial(self._wake, tp.topic), forget)
                 self._opened[tp] = found
             return found
 

@@ -54,6 +54,8 @@ class Flusher:
                     partition.sync()
                 except StorageError as error:
                     _log.error("%s", error)
+                except Exception:  # whatever it is: the others must be synced, and this one again
+                    _log.exception("%s could not be synced", partition.name)
 
     def close(self) -> None:
         """Sync what is left and end the thread."""

@@ -168,7 +168,7 @@ class Head:
 
 @cache
 def boot_id() -> tuple[int, int]:
-    """An id that changes at every boot, as two words. Where the system has none, zeros: then a head is always trusted.
+    """An id that changes at every boot, as two words. Raises where the system has none: a head could not be trusted.
 
     Linux: /proc/sys/kernel/random/boot_id. macOS: the boot's session uuid, which `sysctl` prints.
     """

@@ -30,27 +30,38 @@ flock = fcntl.flock
 """The bare call, for the one place where a frame more would be felt (partition.py). Raises BlockingIOError for TRY."""
 
 
-_lockable: set[int] = set()
+_not_for_children: set[int] = set()
+
+
+def close_in_child(fd: int) -> None:
+    """From now on a forked child closes its copy of `fd` at once. Say `forget` before it is closed."""
+    _not_for_children.add(fd)
+
+
+def forget(fd: int) -> None:
+    """The opposite of `close_in_child`."""
+    _not_for_children.discard(fd)
 
 
 def open_lockable(files: Files, path: str, *, create: bool = False) -> int:
     """Open a file that is to be locked. Close it with `close_lockable`."""
     fd = files.open(path, create=create)
-    _lockable.add(fd)
+    close_in_child(fd)
     return fd
 
 
 def close_lockable(files: Files, fd: int) -> None:
-    """Close it, which unlocks it."""
-    _lockable.discard(fd)
+    """Unlock it and close it."""
+    flock(fd, UNLOCK)  # first: a child that is forked before it is closed has a copy of it, but of no lock
+    forget(fd)
     files.close(fd)
 
 
 def _close_in_child() -> None:
-    for fd in _lockable:
+    for fd in _not_for_children:
         with suppress(OSError):
             os.close(fd)
-    _lockable.clear()
+    _not_for_children.clear()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -14,13 +14,17 @@ lease: it is free the moment its holder is dead.
 
 from __future__ import annotations
 
+import logging
 from struct import Struct
 
 from taskq.broker.log import names
 from taskq.broker.log.batch import crc32c
+from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.locks import close_lockable, open_lockable, try_lock
 from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
+
+_log = logging.getLogger("taskq.log")
 
 OWNER_BYTES = 512
 _CRC = Struct(">I")
@@ -58,14 +62,19 @@ def encode_slot(sequence: int, committed: Committed) -> bytes:
     return _CRC.pack(crc32c(body)) + body
 
 
+def _slot_position(sequence: int) -> int:
+    return OWNER_BYTES + SLOT_BYTES * (sequence & 1)
+
+
 class Lease:
     """A lease that is held. Not thread-safe."""
 
-    __slots__ = ("_fd", "_files", "_sequence", "committed")
+    __slots__ = ("_fd", "_files", "_path", "_sequence", "committed")
 
-    def __init__(self, files: Files, fd: int, sequence: int, committed: Committed | None) -> None:
+    def __init__(self, files: Files, fd: int, path: str, sequence: int, committed: Committed | None) -> None:
         self._files = files
         self._fd = fd
+        self._path = path
         self._sequence = sequence
         self.committed = committed
 
@@ -78,23 +87,57 @@ class Lease:
         except FileNotFoundError:
             files.makedirs(f"{names.group_topics(root, group)}/{topic}")
             fd = open_lockable(files, path, create=True)
-        if not try_lock(fd):
+        try:
+            if not try_lock(fd):
+                close_lockable(files, fd)
+                return None
+            raw = files.pread(fd, FILE_BYTES, 0)
+            if len(raw) < FILE_BYTES:  # written out now: a commit on a full disk must only overwrite
+                files.pwrite(fd, bytes(FILE_BYTES - len(raw)), len(raw))
+            files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
+        except OSError as error:
             close_lockable(files, fd)
-            return None
-        _, committed, sequence = read(files.pread(fd, FILE_BYTES, 0))
-        files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
-        return cls(files, fd, sequence, committed)
+            raise storage_error(f"the lease of group {group} on {topic}/{number}", path, error) from error
+        _, committed, sequence = read(raw)
+        return cls(files, fd, path, sequence, committed)
 
     def commit(self, committed: Committed) -> None:
-        self._sequence += 1
-        position = OWNER_BYTES + SLOT_BYTES * (self._sequence & 1)
-        self._files.pwrite(self._fd, encode_slot(self._sequence, committed), position)
+        """Store it. Raises StorageFull or StorageError; then what was committed before still holds."""
+        sequence = self._sequence + 1
+        try:
+            self._files.pwrite(self._fd, encode_slot(sequence, committed), _slot_position(sequence))
+        except OSError as error:
+            raise storage_error("a commit", self._path, error) from error
+        self._sequence = sequence
         self.committed = committed
 
     def release(self) -> None:
         """Give the lease up in order: the file says that nobody has it."""
         self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
         close_lockable(self._files, self._fd)
+
+
+def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) -> None:
+    """A partition's log was recovered after a reboot and ends at `end`: bring what groups committed in line with it.
+
+    A commit may have outlived the records it speaks of. New ones get their offsets, and must not count as finished: so
+    offsets go back to `end`, and what is said of those above (metadata) is dropped, which may run some again. Before
+    anybody publishes to the log or takes a lease.
+    """
+    for group in files.listdir(names.groups(root)):
+        path = names.lease(root, group, topic, number)
+        try:
+            fd = files.open(path)
+        except FileNotFoundError:
+            continue
+        try:
+            _, committed, sequence = read(files.pread(fd, FILE_BYTES, 0))
+            if committed is not None and (committed.offset > end or committed.metadata):
+                slot = encode_slot(sequence + 1, Committed(min(committed.offset, end)))
+                files.pwrite(fd, slot, _slot_position(sequence + 1))
+                _log.warning("%s: committed offset %d, the log ends at %d after a reboot", path, committed.offset, end)
+        finally:
+            files.close(fd)
 
 
 def peek(files: Files, root: str, group: str, topic: str, number: int) -> tuple[str, Committed | None]:

@@ -20,11 +20,12 @@ from collections.abc import Callable
 
 from taskq.broker.log import names
 from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import GENERATION, HEAD_BYTES, INTENT, WAITING, Head, HeadState, Steady
 from taskq.broker.log.index import ENTRY, INDEX_INTERVAL_BYTES
 from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, open_lockable, unlock
-from taskq.broker.log.recovery import recover, segment_bases
+from taskq.broker.log.recovery import recover, remove_segment, segment_bases
 from taskq.broker.port import PartitionBounds, WouldBlock
 from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
 
@@ -36,10 +37,12 @@ _log = logging.getLogger("taskq.log")
 class Partition:
     """A partition, opened. Thread-safe.
 
-    `wake(bits)` is called, under the lock, when an append begins that somebody waits for.
+    `wake(bits)` is called, under the lock, when an append begins that somebody waits for; `recovered(end)`, under it
+    too, when the log's end had to be found anew.
     """
 
     __slots__ = (
+        "_appended",
         "_directory",
         "_failure",
         "_files",
@@ -47,16 +50,18 @@ class Partition:
         "_head",
         "_head_fd",
         "_index_fd",
+        "_is_directory_synced",
         "_log_fd",
         "_mutex",
         "_next_offset",
+        "_open_base",
         "_position",
         "_publish",
         "_pwrite",
         "_segment_bytes_max",
         "_steady",
         "_sync_mutex",
-        "_synced_generation",
+        "_synced",
         "_wake",
         "_words",
         "name",
@@ -68,6 +73,7 @@ class Partition:
         directory: str,
         name: str,
         wake: Callable[[int], None],
+        recovered: Callable[[int], None],
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
     ) -> None:
         self.name = name
@@ -80,7 +86,9 @@ class Partition:
         self._sync_mutex = threading.Lock()
         self._failure: StorageError | None = None
         self._generation = -1
-        self._synced_generation = -1
+        self._appended = self._synced = 0
+        self._is_directory_synced = False
+        self._open_base = -1
         self._log_fd = self._index_fd = -1
         self._position = self._next_offset = -1
         self._steady = Steady(-1, -1, 0, 0, 0)
@@ -90,25 +98,34 @@ class Partition:
             raise TopicNotFound(f"{name}: its directory {directory} is gone; was the topic deleted?") from None
         except OSError as error:
             raise BrokerUnavailable(f"{name}: can't open {names.head(directory)}: {error.strerror}") from error
-        self._open_head()
+        try:
+            self._head = self._open_head(recovered)
+        except OSError as error:
+            close_lockable(files, self._head_fd)
+            raise storage_error(name, directory, error) from error
+        self._words = self._head.words
+        self._publish = self._head.publish
 
-    def _open_head(self) -> None:
+    def _open_head(self, recovered: Callable[[int], None]) -> Head:
         lock(self._head_fd)
         try:
             if self._files.size(self._head_fd) < HEAD_BYTES:
-                self._files.truncate(self._head_fd, HEAD_BYTES)
+                # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
+                self._files.pwrite(self._head_fd, bytes(HEAD_BYTES), 0)
             mapped_fd = self._files.open(names.head(self._directory))
-            self._head = Head(self._files.map_shared(mapped_fd, HEAD_BYTES))
-            self._files.close(mapped_fd)
-            if not self._head.is_valid():
+            try:
+                head = Head(self._files.map_shared(mapped_fd, HEAD_BYTES))
+            finally:
+                self._files.close(mapped_fd)
+            if not head.is_valid():
                 report = recover(self._files, self._directory)
                 if report.bytes_cut:
                     _log.warning("%s: cut %d bytes: %s", self.name, report.bytes_cut, report.reason)
-                self._head.reset(report.state)
+                recovered(report.state.next_offset)
+                head.reset(report.state)
+            return head
         finally:
             unlock(self._head_fd)
-        self._words = self._head.words
-        self._publish = self._head.publish
 
     # -- appending
 
@@ -126,6 +143,8 @@ class Partition:
                 flock(head_fd, EXCLUSIVE if wait else TRY)
             except BlockingIOError:
                 raise WouldBlock from None
+            except ValueError:
+                raise self._closed() from None
             try:
                 generation = words[GENERATION]
                 if generation != self._generation or words[INTENT] != generation:
@@ -138,7 +157,7 @@ class Partition:
                     self._wake(waiting)
                 size = len(batch) + 8
                 if self._position + size > self._segment_bytes_max and self._position:
-                    self._roll()
+                    self._roll(wait)
                 offset, position = self._next_offset, self._position
                 words[INTENT] = words[GENERATION] + 1
                 try:
@@ -152,6 +171,7 @@ class Partition:
                 self._next_offset = offset + count
                 self._position = position + size
                 self._generation = self._publish(position + size, offset + count, self._steady)
+                self._appended += 1
             finally:
                 flock(head_fd, UNLOCK)
         finally:
@@ -173,68 +193,98 @@ class Partition:
             self._failure = StorageError(f"{self.name}: {error.strerror}, and the tail can't be cut: {second.strerror}")
             return self._failure
         self._head.abandon()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return StorageFull(f"{self.name}: {error.strerror}; free space in {self._directory} and publish again")
-        self._failure = StorageError(f"{self.name}: write to {self._directory} failed: {error.strerror}")
-        return self._failure
+        failure = storage_error(self.name, self._directory, error)
+        if isinstance(failure, StorageError):
+            self._failure = failure
+        return failure
 
     def _refresh(self) -> None:
         """Bring the cache up to the head; cut what a writer that died left behind. Under both locks."""
         state = self._head.state()
-        if state.segment_base != self._steady.segment_base or self._log_fd < 0:
-            self._open_segment(state.segment_base)
+        try:
+            if state.segment_base != self._open_base:
+                self._open_segment(state.segment_base)
+            if self._head.is_interrupted:
+                self._clean_up(state)
+        except OSError as error:
+            raise storage_error(self.name, self._directory, error) from error
         self._steady = Steady.of(state)
         self._position, self._next_offset = state.position, state.next_offset
         self._generation = self._words[GENERATION]
-        if self._head.is_interrupted:
-            excess = self._files.size(self._log_fd) - state.position
-            self._files.truncate(self._log_fd, state.position)
-            self._head.abandon()
-            _log.warning("%s: a writer died while appending; cut %d bytes it left", self.name, excess)
+
+    def _clean_up(self, state: HeadState) -> None:
+        """Cut what a writer left that died while appending, and remove the segment that one was about to begin."""
+        for base in segment_bases(self._files, self._directory):
+            if base > state.segment_base:
+                remove_segment(self._files, self._directory, base)
+        excess = self._files.size(self._log_fd) - state.position
+        self._files.truncate(self._log_fd, state.position)
+        self._head.abandon()
+        _log.warning("%s: a writer died while appending; cut %d bytes it left", self.name, excess)
 
     def _open_segment(self, base: int) -> None:
         """Append to segment `base` from now on."""
         log_fd = self._files.open(names.log(self._directory, base), create=True)
-        index_fd = self._files.open(names.index(self._directory, base), create=True)
+        try:
+            index_fd = self._files.open(names.index(self._directory, base), create=True)
+        except OSError:
+            self._files.close(log_fd)
+            raise
         with self._sync_mutex:  # nobody may be syncing what is closed here
             old = self._log_fd, self._index_fd
-            self._log_fd, self._index_fd = log_fd, index_fd
+            self._log_fd, self._index_fd, self._open_base = log_fd, index_fd, base
         for fd in old:
             if fd >= 0:
                 self._files.close(fd)
 
-    def _roll(self) -> None:
-        """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last."""
+    def _roll(self, wait: bool) -> None:
+        """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last.
+
+        What ends it before the head names the new segment leaves `intent` ahead, so the next append removes the file.
+        """
+        if not wait:
+            raise WouldBlock
         self._sync_fd(self._log_fd)
-        self._open_segment(self._next_offset)
-        self._files.sync_directory(self._directory)
-        self._position = 0
-        state = HeadState(self._next_offset, 0, self._next_offset, -1, 0, self._steady.start_offset)
-        self._steady = Steady.of(state)
+        base, start = self._next_offset, self._steady.start_offset
         self._head.begin()
-        self._generation = self._publish(0, self._next_offset, self._steady)
+        self._generation = -1
+        try:
+            self._open_segment(base)
+            self._files.sync_directory(self._directory)
+        except OSError as error:
+            raise storage_error(self.name, self._directory, error) from error
+        self._position = 0
+        self._steady = Steady.of(HeadState(base, 0, base, -1, 0, start))
+        self._generation = self._publish(0, base, self._steady)
 
     # -- durability
 
     @property
     def needs_sync(self) -> bool:
         """Whether this process has appended anything since its last `sync`."""
-        return self._generation > self._synced_generation
+        return self._appended > self._synced
 
     def sync(self) -> None:
         """Return once everything this process has appended is on stable storage. Raises StorageError, then for good.
 
         A thread that comes while another syncs waits, and often finds its own append covered: group commit.
         """
-        wanted = self._generation
+        wanted = self._appended
         with self._sync_mutex:
-            if self._synced_generation >= wanted:
+            if self._synced >= wanted:
                 return
-            covered = self._generation
+            covered = self._appended
             self._sync_fd(self._log_fd)
-            if self._synced_generation < 0:  # the file may be new, by whomever: its name must last as well
-                self._files.sync_directory(self._directory)
-            self._synced_generation = covered
+            if not self._is_directory_synced:  # the file may be new, by whomever: its name must last as well
+                self._sync_directory()
+            self._synced = covered
+
+    def _sync_directory(self) -> None:
+        try:
+            self._files.sync_directory(self._directory)
+        except OSError as error:
+            raise storage_error(self.name, self._directory, error) from error
+        self._is_directory_synced = True
 
     def _sync_fd(self, fd: int) -> None:
         if self._failure is not None:
@@ -273,11 +323,16 @@ class Partition:
         if self._head.is_waiting(mask):
             return
         with self._mutex:
+            if self._head_fd < 0:
+                raise self._closed()
             lock(self._head_fd)
             try:
                 self._head.set_waiting(mask)
             finally:
                 unlock(self._head_fd)
+
+    def _closed(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self.name}: the broker has been closed by this process; open it again")
 
     def close(self) -> None:
         with self._mutex:

@@ -7,6 +7,8 @@ power cut and not worth more than a line in the report.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from attrs import frozen
 
 from taskq.broker.log import names
@@ -35,12 +37,29 @@ def segment_bases(files: Files, directory: str) -> list[int]:
     return sorted(base for base in bases if base is not None)
 
 
+def remove_segment(files: Files, directory: str, base: int) -> None:
+    """Remove a segment's files."""
+    for path in (names.index(directory, base), names.log(directory, base)):
+        with suppress(FileNotFoundError):
+            files.unlink(path)
+
+
+def _size(files: Files, path: str) -> int:
+    fd = files.open(path, write=False)
+    try:
+        return files.size(fd)
+    finally:
+        files.close(fd)
+
+
 def recover(files: Files, directory: str) -> RecoveryReport:
     """Scan, cut what is torn, rebuild the index, and say where the log ends. Call under the append lock."""
     bases = segment_bases(files, directory)
     if not bases:  # a new partition: its first `sync` makes the file's name durable too
         files.close(files.open(names.log(directory, 0), create=True))
         return RecoveryReport(directory, HeadState(0, 0, 0, -1, 0, 0), 0, "")
+    while len(bases) > 1 and _size(files, names.log(directory, bases[-1])) == 0:
+        remove_segment(files, directory, bases.pop())  # begun, and nothing of it was kept
     base = bases[-1]
     log_fd = files.open(names.log(directory, base))
     index_fd = files.open(names.index(directory, base), create=True)

@@ -39,7 +39,9 @@ def open_partition(tmp_path: Path) -> Iterator[OpenPartition]:
     opened: list[Partition] = []
 
     def open_one(files: RealFiles | None = None, **options: int) -> Partition:
-        partition = Partition(files or RealFiles(), str(tmp_path), "feed/0", lambda bits: None, **options)
+        partition = Partition(
+            files or RealFiles(), str(tmp_path), "feed/0", lambda bits: None, lambda end: None, **options
+        )
         opened.append(partition)
         return partition
 

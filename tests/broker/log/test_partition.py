@@ -212,7 +212,7 @@ import sys
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.batch import encode_one
-partition = Partition(RealFiles(), sys.argv[1], "feed/0", lambda bits: None)
+partition = Partition(RealFiles(), sys.argv[1], "feed/0", lambda bits: None, lambda end: None)
 for number in range(10**9):
     partition.append(encode_one(b"%s-%d" % (sys.argv[2].encode(), number), None, (), 1), 1)
     if number == 200:
@@ -232,7 +232,7 @@ class Files(RealFiles):
             os.kill(os.getpid(), 9)
         return len(data)
 files = Files()
-partition = Partition(files, sys.argv[1], "feed/0", lambda bits: None)
+partition = Partition(files, sys.argv[1], "feed/0", lambda bits: None, lambda end: None)
 partition.append(encode_one(b"whole", None, (), 1), 1)
 files.dies = True
 partition.append(encode_one(b"torn" * 100, None, (), 1), 1)

@@ -46,7 +46,10 @@ class Calls(Generic[P, R]):
         return Handle((self._route or self._make_route()).send(args, kwargs))
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """The same from async code (asyncio or trio), never blocking the event loop. Cancelled means not published."""
+        """The same from async code (asyncio or trio), never blocking the event loop.
+
+        A call that is cancelled while it waits may have been published.
+        """
         route = self._route if self._route is not None else await async_tools()[1](self._make_route)
         return Handle(await route.send_async(args, kwargs))
 
@@ -266,7 +269,10 @@ class Event:
         return Handle((self._route or self._make_route()).send((), fields))
 
     async def apublish(self, **fields: Any) -> Handle[None]:
-        """The same from async code (asyncio or trio), never blocking the event loop. Cancelled means not published."""
+        """The same from async code (asyncio or trio), never blocking the event loop.
+
+        A call that is cancelled while it waits may have been published.
+        """
         route = self._route if self._route is not None else await async_tools()[1](self._make_route)
         return Handle(await route.send_async((), fields))
 

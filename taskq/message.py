@@ -159,13 +159,21 @@ def parse_id(text: object) -> Id:
     """Return an id that somebody chose as it travels. Raises ConfigError."""
     if isinstance(text, UUID):
         return text.bytes
-    if not isinstance(text, str) or not 0 < len(text) <= ID_CHARACTERS_MAX:
+    if not isinstance(text, str) or not 0 < len(text) <= ID_CHARACTERS_MAX or not _is_encodable(text):
         raise ConfigError(f"{text!r} can't be an id: use a string of 1 to {ID_CHARACTERS_MAX} characters, or a UUID")
     try:
         ident = UUID(text)
     except ValueError:
         return text
     return ident.bytes if str(ident) == text else text
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def derive_id(topic: str, partition: int, offset: int) -> bytes:

@@ -80,7 +80,11 @@ class Route:
         return ident
 
     async def send_async(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
-        """The same without blocking the event loop. Cancelled means not published."""
+        """The same without blocking the event loop.
+
+        A call that is cancelled before it begins is not published. One that is cancelled while it waits, for the disk
+        or for another process, may have been: asyncio's own cancellation ends the waiting, not what it waits for.
+        """
         checkpoint, run_in_thread = async_tools()
         await checkpoint()
         started = perf_counter()

@@ -167,7 +167,7 @@ def test_an_id_somebody_chose_comes_back_as_they_wrote_it() -> None:
     assert parse_id(uuid) == parse_id(str(uuid)) == IDENT
 
 
-@pytest.mark.parametrize("ident", ["", "x" * 256, 5, None, b"mine"])
+@pytest.mark.parametrize("ident", ["", "x" * 256, "\ud800", 5, None, b"mine"])
 def test_an_id_that_will_not_do_is_refused(ident: object) -> None:
     with pytest.raises(ConfigError, match="id"):
         parse_id(ident)

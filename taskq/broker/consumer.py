@@ -9,6 +9,7 @@ rings the others at once; one that dies is missed at the next tick.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -24,7 +25,7 @@ from taskq.broker.log.partition import Partition
 from taskq.broker.membership import Membership
 from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
 from taskq.broker.wakeups import GROUP_CHANGED, NEW_RECORDS, Bell, Wakeup
-from taskq.errors import BrokerError, CorruptLog
+from taskq.errors import BrokerError, CorruptLog, StorageError
 
 TICK_S = 0.25
 """How often a member looks for others that died. Failover is this and a moment."""
@@ -58,7 +59,8 @@ class EmbeddedConsumer:
 
     def __init__(self, directory: DataDirectory, bell: Bell, group: str, topics: Sequence[str]) -> None:
         root = directory.root
-        self.member_id = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._pid = os.getpid()
+        self.member_id = f"{self._pid}-{uuid.uuid4().hex[:12]}"
         self._directory = directory
         self._bell = bell
         self._group = group
@@ -126,6 +128,13 @@ class EmbeddedConsumer:
             except CorruptLog as error:
                 held.is_paused = True
                 errors[tp] = error
+                continue
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the partition
+                    raise
+                held.is_paused = True
+                errors[tp] = StorageError(f"{tp}: reading failed: {error.strerror} ({error.filename or 'its log'})")
+                errors[tp].__cause__ = error
                 continue
             if records:
                 fetched.append(Fetched(tp, records))
@@ -231,14 +240,20 @@ class EmbeddedConsumer:
         self._is_settled = False
 
     def leave(self) -> None:
-        if not self._is_leaving:
+        if not self._is_leaving and not self._is_inherited:
             self._is_leaving = True
             self._next_tick = 0.0
             self._membership.leave()
             self._bell.ring_group(self._waiters)
 
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether this is a forked child's copy: what it holds is its parent's."""
+        return os.getpid() != self._pid
+
     def close(self) -> None:
-        if self._is_closed:
+        """In a forked child it does nothing."""
+        if self._is_closed or self._is_inherited:
             return
         self._is_closed = True
         for held in self._held.values():

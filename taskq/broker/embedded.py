@@ -6,8 +6,10 @@ This module is the port over `log/`: publishing, looking, administering. Groups 
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
@@ -45,7 +47,9 @@ _DURABILITY_DEFAULT = Durability("interval", 100)
 
 
 class EmbeddedBroker:
-    """See `taskq.broker.port.Broker`. Thread-safe; not to be used across `fork`."""
+    """See `taskq.broker.port.Broker`. Thread-safe; not to be used across `fork`: a child may only close its copy, which
+    does nothing.
+    """
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class EmbeddedBroker:
         partitions: Mapping[str, int] = MappingProxyType({}),
         shared: bool = False,
     ) -> None:
+        self._pid = os.getpid()
         self._bell = Bell()
         self._directory = DataDirectory(
             root, RealFiles(shared=shared), self._wake, partitions_default=partitions_default, partitions=partitions
@@ -66,6 +71,7 @@ class EmbeddedBroker:
         self._flusher = Flusher(self._directory.opened, durability.interval_ms / 1000)
         self._is_closed = False
         atexit.register(self.close)
+        _opened.add(self)
 
     @property
     def url(self) -> str:
@@ -98,6 +104,8 @@ class EmbeddedBroker:
             raise BrokerUnavailable(f"the broker at {self.url} has been closed by this process; open it again")
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child's copy: the files are the parent's, and its threads may have held the locks
         with self._mutex:
             if self._is_closed:
                 return
@@ -109,6 +117,17 @@ class EmbeddedBroker:
             self._flusher.close()
         self._directory.close()
         self._bell.close()
+
+
+_opened: weakref.WeakSet[EmbeddedBroker] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for broker in list(_opened):
+        atexit.unregister(broker.close)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class _Topic:
@@ -162,6 +181,11 @@ class EmbeddedProducer:
         return number, offset
 
     def send_many(self, topic: str, messages: Sequence[Message]) -> None:
+        """Publish all, in batches: each is there whole or not at all.
+
+        If one of several can't be written (StorageFull), those before it stay published, and whoever publishes all of
+        them again has those twice.
+        """
         target = self._topics.get(topic) or self._open(topic)
         # Cut into batches, and so checked for size, before the first is appended.
         numbered = [(number, batch) for number, share in _shares(target, messages) for batch in _cut(topic, share)]
@@ -200,7 +224,9 @@ def _cut(topic: str, messages: Sequence[Message]) -> Iterator[Sequence[Message]]
     for index, (value, key, headers) in enumerate(messages):
         length = len(value)
         if length > MESSAGE_BYTES_MAX or key is not None or headers:
-            length = check_size(topic, value, key, headers)
+            check_size(topic, value, key, headers)
+            # Our own headers, which the limit leaves out, take room in a batch as all do.
+            length += len(key or b"") + sum(len(name) + len(text) for name, text in headers)
         if index > start and (size + length > _BATCH_BYTES_MAX or index - start == _BATCH_RECORDS_MAX):
             yield messages[start:index]
             start, size = index, 0

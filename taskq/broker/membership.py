@@ -1,7 +1,7 @@
 """Who is alive in a group: every member holds a flock on its own file as long as it lives.
 
 There is no coordinator and no heartbeat. Whoever wants to know tries to take each member's lock: if it can be had, its
-holder is dead, however it died, and its file is removed.
+holder is dead, however it died, and its file is removed, as is what it left behind to be woken by.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import suppress
 from taskq.broker.log import names
 from taskq.broker.log.files import Files
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, try_lock
+from taskq.broker.wakeups import remove_if_dead, shared_link
 
 
 class Membership:
@@ -69,15 +70,35 @@ def probe(
         return None
     try:
         if try_lock(fd):
+            _remove_wakeups(root, group, member_id, known or _read_last_topics(files, fd))
             with suppress(FileNotFoundError):
                 files.unlink(path)
             return None
         if known:
             return known
-        text = files.pread(fd, files.size(fd), 0)
-        return tuple(json.loads(text)) if text else None  # empty: it has only begun to join and will tell us
+        return _read_topics(files, fd)  # None: it has only begun to join and will tell us
     finally:
         close_lockable(files, fd)
+
+
+def _read_topics(files: Files, fd: int) -> tuple[str, ...] | None:
+    text = files.pread(fd, files.size(fd), 0)
+    return tuple(json.loads(text)) if text else None
+
+
+def _read_last_topics(files: Files, fd: int) -> tuple[str, ...]:
+    """Those of a dead member, which may not have got to writing them."""
+    with suppress(ValueError):
+        return _read_topics(files, fd) or ()
+    return ()
+
+
+def _remove_wakeups(root: str, group: str, member_id: str, topics: Sequence[str]) -> None:
+    """Remove a dead member's FIFO and links. Not if it lives: it may have made its file and not locked it yet."""
+    links = [shared_link(names.topic_waiters(root, topic), member_id) for topic in topics]
+    for path in (f"{names.group_waiters(root, group)}/{member_id}", *links):
+        with suppress(OSError):
+            remove_if_dead(path)
 
 
 def live_members(files: Files, root: str, group: str) -> dict[str, tuple[str, ...]]:

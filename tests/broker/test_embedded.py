@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from taskq.broker.embedded import EmbeddedBroker
+from taskq.broker.embedded import EmbeddedBroker, _cut
+from taskq.broker.log.cursor import Cursor
+from taskq.broker.port import MESSAGE_BYTES_MAX, Message, TopicPartition
 from taskq.config import Durability
-from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
+from taskq.errors import BrokerUnavailable, ConfigError, StorageError, TopicNotFound
 
 OPENS_AS_NOBODY = """
 import os, sys
@@ -131,3 +134,40 @@ def test_the_flusher_syncs_within_its_interval(tmp_path: Path) -> None:
             producer.send("feed", b"x")
             assert any(partition.needs_sync for partition in broker._directory.opened())
             wait_until(lambda: not any(p.needs_sync for p in broker._directory.opened()), "it is synced", within_s=5)
+
+
+def test_a_batch_is_cut_by_all_it_holds() -> None:
+    """Our own headers too, which the limit on a message leaves out."""
+    letter = Message(b"x" * MESSAGE_BYTES_MAX, None, (("taskq-error", b"e" * 300_000),))
+    small = Message(b"x", None, (("taskq-error", b"e" * 200_000),))
+    assert [len(batch) for batch in _cut("dead", [letter, letter, small, small])] == [1, 1, 1, 1]
+
+
+def fail_to_read(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def read(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Cursor, "read", read)
+
+
+def test_a_partition_that_cannot_be_read_is_reported_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedBrokerAt(tmp_path) as broker:
+        broker.producer().send("feed", b"x", b"key")
+        consumer = broker.consumer("g", ["feed"])
+        assert len(consumer.poll(0).assigned) == 8
+        fail_to_read(monkeypatch, errno.EIO)
+        [(tp, error)] = consumer.poll(0).errors.items()
+        assert isinstance(tp, TopicPartition)
+        assert isinstance(error, StorageError)
+        assert str(error) == f"{tp}: reading failed: {os.strerror(errno.EIO)} (its log)"
+        assert not consumer.poll(0).errors
+
+
+def test_too_many_open_files_are_no_partitions_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedBrokerAt(tmp_path) as broker:
+        broker.producer().send("feed", b"x")
+        consumer = broker.consumer("g", ["feed"])
+        consumer.poll(0)
+        fail_to_read(monkeypatch, errno.EMFILE)
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            consumer.poll(0)

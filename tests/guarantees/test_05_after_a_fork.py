@@ -1,4 +1,7 @@
-"""Guarantee 5, where a task forked: a child that lives on keeps none of its dead parent's locks."""
+"""Guarantee 5, where a task forked: a child that lives on keeps none of its dead parent's locks.
+
+And one that ends leaves its parent everything.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from taskq import TaskQ
 from tests.processes import WAIT_S, bench
@@ -51,3 +56,54 @@ def test_the_child_of_a_killed_worker_holds_nothing_up(tmp_path: Path) -> None:
             here.wait_for_lines(80, within_s=5)
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+FORKS_CHILDREN_THAT_END = """
+import os, sys, threading
+from taskq.broker.embedded import EmbeddedBroker
+broker = EmbeddedBroker(sys.argv[1], partitions_default=1)
+producer = broker.producer()
+producer.send("feed", b"x")
+consumer = broker.consumer("feed", ["feed"])
+assert consumer.poll(0).assigned
+
+def publish():
+    while True:
+        producer.send("feed", b"x")
+
+for _ in range(2 * (sys.argv[2] == "while threads publish")):
+    threading.Thread(target=publish, daemon=True).start()
+descriptors = [int(name) for name in os.listdir("/dev/fd")]
+for turn in range(8):
+    child = os.fork()
+    if child == 0:
+        import faulthandler
+        faulthandler.dump_traceback_later(20, exit=True)
+        precious = open(f"{sys.argv[3]}{turn}", "wb+")
+        for fd in descriptors:
+            if fd > 2 and fd != precious.fileno():
+                os.dup2(precious.fileno(), fd)
+        consumer.leave()
+        consumer.close()
+        if turn % 2:
+            broker.close()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.path.getsize(f"{sys.argv[3]}{turn}") == 0
+members = broker.admin().describe_group("feed").members
+assert list(members) == [consumer.member_id], members
+assert os.listdir(f"{sys.argv[1]}/waiters/groups/feed") == [consumer.member_id]
+assert "0" in os.listdir(f"{sys.argv[1]}/waiters/topics/feed")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("when", ["while nothing happens", "while threads publish"])
+def test_a_child_that_ends_leaves_its_parent_everything(tmp_path: Path, when: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FORKS_CHILDREN_THAT_END, str(tmp_path / "log"), when, str(tmp_path / "precious")],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S * 2,
+    )
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr

@@ -1,8 +1,8 @@
 """What publishing and running an invocation would cost with nothing around it: taskq is measured against these.
 
 `python -m benchmarks.floors DIRECTORY COUNT` prints JSON, in us per invocation, each the best of five rounds. Two more
-say what this machine and Python leave to any framework: `wake_us`, the median time from a write to a pipe until a process
-that slept on it has read it, with the pauses of the latency measure; and `sleep_async_share`, the share of ideal that
+say what this machine and Python leave to any framework: `wake_us`, the median time from a write to a pipe until the
+process that slept on it has read it, with the pauses of the latency measure; and `sleep_async_share`, the share of ideal that
 200 bare coroutines reach which do nothing but sleep for 10 ms.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import work
+from benchmarks.peer import SLEEP_S
 
 _ROUNDS = 5
 
@@ -106,11 +107,11 @@ async def _sleep_share(coroutines: int = 200, seconds: float = 2.0) -> float:
     async def sleep() -> None:
         nonlocal done
         while time.perf_counter() < end:
-            await asyncio.sleep(work.SLEEP_S)
+            await asyncio.sleep(SLEEP_S)
             done += 1
 
     await asyncio.gather(*[sleep() for _ in range(coroutines)])
-    return done / (coroutines * seconds / work.SLEEP_S)
+    return done / (coroutines * seconds / SLEEP_S)
 
 
 if __name__ == "__main__":

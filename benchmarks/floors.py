@@ -1,9 +1,9 @@
 """What publishing and running an invocation would cost with nothing around it: taskq is measured against these.
 
 `python -m benchmarks.floors DIRECTORY COUNT` prints JSON, in us per invocation, each the best of five rounds. Two more
-say what this machine and Python leave to any framework: `wake_us`, the median time from a write to a pipe until the
-process that slept on it has read it, with the pauses of the latency measure; and `sleep_async_share`, the share of ideal that
-200 bare coroutines reach which do nothing but sleep for 10 ms.
+say what this machine and Python leave to any framework. `wake_us` is the median time from a write to a pipe until the
+process that slept on it has read it, with the pauses of the latency measure. `sleep_async_share` is the share of ideal
+that 200 bare coroutines reach which do nothing but sleep for 10 ms.
 """
 
 from __future__ import annotations

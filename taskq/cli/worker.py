@@ -115,7 +115,7 @@ def _work_as_child(worker: Worker, number: int, fd: int) -> int:
     with worker.catching_signals():
         if number == 0:  # the others would say the same
             _introduce(worker.describe(), "as the supervisor says")
-        link = Parent(fd, report, worker.stop)
+        link = Parent(fd, report, worker.drain)
         try:
             return worker.run()
         finally:

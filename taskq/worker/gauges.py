@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from taskq.broker.port import Admin, Reader
-from taskq.errors import TopicNotFound
+from taskq.errors import BrokerError, TopicNotFound
 from taskq.metrics import (
     BACKLOG,
     BACKLOG_AGE_SECONDS,
@@ -66,11 +67,9 @@ def _partition_samples(group: str, work: Work, is_held_up: bool, reader: Reader)
     labels = (group, work.tp.topic, str(work.tp.partition))
     low = work.progress.low
     backlog = reader.bounds(work.tp).end - low - work.progress.finished_above
-    age = 0.0
-    if backlog > 0:
-        oldest = reader.read(work.tp, low, _PEEK_BYTES)
-        if oldest:
-            age = max(0.0, time.time() - oldest[0].timestamp_ms / 1000)
     yield Sample(BACKLOG, labels, max(0, backlog))
-    yield Sample(BACKLOG_AGE_SECONDS, labels, age)
+    with suppress(BrokerError):  # damage: nobody knows how old it is, and all else is to be seen all the more
+        oldest = reader.read(work.tp, low, _PEEK_BYTES) if backlog > 0 else ()
+        age = max(0.0, time.time() - oldest[0].timestamp_ms / 1000) if oldest else 0.0
+        yield Sample(BACKLOG_AGE_SECONDS, labels, age)
     yield Sample(STALLED, labels, int(work.is_stalled or (is_held_up and backlog > 0)))

@@ -8,10 +8,12 @@ The loop, and what ends it:
 - it polls the consumer, which sleeps until there are records, a change in the group, or somebody calls `wakeup`; never
   longer than until the next commit is due while anything is unfinished or uncommitted
 - broker errors that concern one partition (damage) stop that partition, loudly, and no other
-- `StorageFull` while writing dead letters leaves their offsets unfinished and tries again at the next commit
+- `StorageFull` while writing dead letters leaves their offsets unfinished and tries again at the next commit; while
+  committing, it leaves progress uncommitted until then
 - any other error ends the loop, and with it the worker, with exit code 1: whoever supervises it starts another. What
   was committed stays committed; what was not runs again
-- `stop` drains: nothing new is handed out, what runs may end, progress is committed, the group is left
+- `stop` drains: nothing new is handed out, what runs may end (an event with a handler that has begun: all its
+  handlers), progress is committed, the group is left
 
 An offset is finished when its outcome is durable, in this order: the task returned, or its dead letter was appended;
 then it counts as finished; then it is committed with all others, every commit interval.
@@ -25,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from taskq.broker.port import Broker, Committed, Fetched, Polled, TopicPartition
+from taskq.broker.port import Broker, Committed, Fetched, Polled, Record, TopicPartition
 from taskq.errors import StorageFull
 from taskq.metrics import Metrics
 from taskq.worker.deadletters import dead_letter, topic_of
@@ -35,6 +37,9 @@ from taskq.worker.work import Crew, Feed, Item, Job, Joint, Work
 
 HANDOVER_S = 1.0
 """How long a partition that another member should have waits for what runs in it, before it is kept for a while."""
+
+BYTES_MAX = 64 * 1024 * 1024
+"""Fetching stops when the records in flight are larger than this, however few they are."""
 
 _IDLE_S = 60.0
 _DEAD_LETTERS_MAX = 1000
@@ -68,7 +73,7 @@ class Poller:
         self._commit_interval_s = commit_interval_s
         self._producer = broker.producer()
         self._consumer = broker.consumer(group, topics)
-        self.feed = Feed(in_flight_max // 2, self._consumer.wakeup)
+        self.feed = Feed(max(1, in_flight_max // 2), self._consumer.wakeup)
         self._crews: Sequence[Crew] = ()
         self._crew_of: dict[int, Crew] = {}
         self.works: dict[TopicPartition, Work] = {}
@@ -120,7 +125,7 @@ class Poller:
         if self._stop_by is None:
             return False
         self._consumer.leave()
-        self._discard_queued(self.works.values())
+        _discard(self._take_unbegun(self.works.values()) + _take_parked(self.works.values()))
         self._fold()
         unfinished = sum(work.handed_out for work in self.works.values())
         if unfinished and time.monotonic() >= self._stop_by:
@@ -156,14 +161,16 @@ class Poller:
     # -- partitions come and go
 
     def _take_changes(self, polled: Polled, now: float) -> None:
-        self._metrics.rebalances.labels(self._group).inc()
+        if polled.assigned or polled.revoking or polled.lost:
+            self._metrics.rebalances.labels(self._group).inc()
         for tp, committed in polled.assigned.items():
             self.works[tp] = Work(tp, self._read_progress(tp, committed))
         for tp in polled.lost:
-            self._discard_queued([self.works.pop(tp)])
+            lost = [self.works.pop(tp)]
+            _discard(self._take_queued(lost) + _take_parked(lost))
         for tp in polled.revoking:
             self.works[tp].handover_at = now + HANDOVER_S
-            self._park(self.works[tp])
+            self.works[tp].parked = self._take_unbegun([self.works[tp]])
         for tp, error in polled.errors.items():
             self.works[tp].error = error
             _log.error("group %s stops reading %s: %s", self._group, tp, error)
@@ -189,17 +196,15 @@ class Poller:
             if work.handover_at is None:
                 continue
             work.fold()
-            if not work.runs:
-                self._commit([work])
+            if not work.runs and self._commit([work]):
                 del self.works[work.tp]
                 self._consumer.release([work.tp])
                 given_up.append(work.tp)
             elif now >= work.handover_at and self._stop_by is None:
                 work.handover_at = None
-                _log.info("%s is kept for now: %d invocations of it still run", work.tp, work.handed_out)
+                _log.info("%s is kept for now: %d invocations of it are unfinished", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])
-                self._queue(work.parked)
-                work.parked = []
+                self._queue(_take_parked([work]))
         if given_up:
             _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
 
@@ -219,25 +224,17 @@ class Poller:
                 crew.submit(kept)
         return taken
 
-    def _park(self, work: Work) -> None:
-        """Set aside what is queued of a partition, until it is known who will run it.
-
-        Not the records of which another handler may be running: those are to end here.
-        """
-        items = self._take_queued([work])
+    def _take_unbegun(self, works: Iterable[Work]) -> list[Item]:
+        """Take what is queued of `works`, but not the records of which another handler runs or ran: those end here."""
+        items = self._take_queued(works)
         taken = Counter(id(item[3]) for item in items if isinstance(item[3], Joint))
-        begun = [item for item in items if isinstance(item[3], Joint) and taken[id(item[3])] < item[3].handlers]
-        work.parked = [item for item in items if item not in begun] if begun else items
+        unbegun: list[Item] = []
+        begun: list[Item] = []
+        for item in items:
+            is_begun = isinstance(item[3], Joint) and taken[id(item[3])] < item[3].handlers
+            (begun if is_begun else unbegun).append(item)
         self._queue(begun)
-
-    def _discard_queued(self, works: Iterable[Work]) -> None:
-        """Forget what is queued. It stays unfinished, so it is delivered again."""
-        works = list(works)
-        parked = [item for work in works for item in work.parked]
-        for work in works:
-            work.parked = []
-        for item in self._take_queued(works) + parked:
-            item[3].discard(item[2].offset)
+        return unbegun
 
     # -- records in
 
@@ -250,6 +247,7 @@ class Poller:
             if records[0].offset < work.progress.high:  # after a restart: some of these had been finished
                 records = [record for record in records if not work.progress.is_finished(record.offset)]
             work.handed_out += len(records)
+            work.handed_out_bytes += _bytes_of(records)
             items, failures, skipped = self._intake.sort(work, records)
             self._queue(items)
             self.feed.failures.extend(failures)
@@ -279,13 +277,23 @@ class Poller:
 
     def _balance_intake(self) -> None:
         """Stop fetching when enough is in flight; go on when runners ask. The backlog waits in the log."""
-        queued = self.feed.queued()
-        if not self._is_full and queued >= self._in_flight_max:
-            self._consumer.pause([tp for tp, work in self.works.items() if not work.is_stalled])
-            self._is_full = self.feed.is_full = True
-        if self._is_full and queued < self.feed.low:
+        if not self._is_full and self._has_enough():
+            self._bury_failures()  # what has ended meanwhile counts no more
+            self._fold()
+            if self._has_enough():
+                self._consumer.pause([tp for tp, work in self.works.items() if not work.is_stalled])
+                self.feed.low = max(1, min(self._in_flight_max, self.feed.queued()) // 2)
+                self._is_full = self.feed.is_full = True
+        if self._is_full and self.feed.queued() < self.feed.low:
             self._consumer.resume([tp for tp, work in self.works.items() if not work.is_stalled and not work.error])
             self._is_full = self.feed.is_full = False
+
+    def _has_enough(self) -> bool:
+        queued = self.feed.queued()
+        if queued >= self._in_flight_max:
+            return True
+        # Where nothing waits, what runs may be as large as it likes: idle runners must get their work.
+        return queued > 0 and sum(work.handed_out_bytes for work in self.works.values()) > BYTES_MAX
 
     # -- outcomes out
 
@@ -304,17 +312,25 @@ class Poller:
         for job in self._intake.jobs:  # last: a run is told before its offset, so what was folded is counted
             job.count(self._clock_skew_s)
 
-    def _commit(self, works: Iterable[Work]) -> None:
-        progress = {}
+    def _commit(self, works: Iterable[Work]) -> bool:
+        """Store the progress of `works`. False: there is no space for it, so it is to be tried again."""
+        states = {}
         for work in works:
             state = (work.progress.low, work.progress.encode())
             # Too long to be stored only where two crews are far apart; the partition is stalled then.
             if state != work.committed and len(state[1]) <= ENCODED_BYTES_MAX:
-                progress[work.tp] = Committed(*state)
-                work.committed = state
-        if progress:
-            self._consumer.commit(progress)
-            self._commits.inc()
+                states[work] = state
+        if not states:
+            return True
+        try:
+            self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
+        except StorageFull as error:
+            _log.error("can't commit the progress of group %s yet: %s", self._group, error)
+            return False
+        for work, state in states.items():
+            work.committed = state
+        self._commits.inc()
+        return True
 
     def _bury_failures(self) -> None:
         """Append what failed to the group's dead letters; only then is it finished."""
@@ -338,3 +354,23 @@ class Poller:
                     "%s at %s offset %d is a dead letter: %s: %s: %s",
                     *(name or "a record", work.tp, record.offset, why.reason, why.type, why.message.partition("\n")[0]),
                 )
+
+
+def _bytes_of(records: Sequence[Record]) -> int:
+    """About how large they are: of many, which are small since a fetch is bounded, a few dozen are looked at."""
+    some = records[:: 1 + len(records) // 32]
+    return sum([len(record[3] or b"") for record in some]) * len(records) // max(1, len(some))
+
+
+def _take_parked(works: Iterable[Work]) -> list[Item]:
+    taken: list[Item] = []
+    for work in works:
+        taken += work.parked
+        work.parked = []
+    return taken
+
+
+def _discard(items: Iterable[Item]) -> None:
+    """Forget these. They stay unfinished, so they are delivered again."""
+    for item in items:
+        item[3].discard(item[2].offset)

@@ -132,18 +132,29 @@ class Supervisor:
                 self._start(slot)
 
     def _start(self, slot: _Slot) -> None:
+        slot.started_at = time.monotonic()
+        try:
+            slot.process, ours = self._open(slot.number)
+        except OSError as error:  # no memory, processes or descriptors left
+            self._plan_restart(slot, 1, f"worker {slot.number} can't be started ({error})")
+            return
+        with self._lock:
+            slot.link = Child(ours)
+        _log.info("worker %d is process %d", slot.number, slot.process.pid)
+
+    def _open(self, number: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A process, and our end of the link to it."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            slot.process = subprocess.Popen(
-                self.command(slot.number, theirs.fileno()),
+        with contextlib.ExitStack() as undo, theirs:
+            undo.enter_context(ours)
+            process = subprocess.Popen(
+                self.command(number, theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
-        slot.started_at = time.monotonic()
-        with self._lock:
-            slot.link = Child(ours)
-        _log.info("worker %d is process %d", slot.number, slot.process.pid)
+            undo.pop_all()
+        return process, ours
 
     def _bury(self) -> None:
         """Take note of the workers that have ended."""

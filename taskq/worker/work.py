@@ -64,8 +64,8 @@ class Work:
     """A partition that is held. `finish` is called by runners; all else belongs to the poller."""
 
     __slots__ = (
-        "_discarded", "_done", "committed", "discard", "end", "error", "finish", "handed_out", "handover_at",
-        "is_stalled", "parked", "progress", "tp",
+        "_discarded", "_done", "committed", "discard", "end", "error", "finish", "handed_out", "handed_out_bytes",
+        "handover_at", "is_stalled", "parked", "progress", "tp",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, progress: Progress) -> None:
@@ -75,6 +75,8 @@ class Work:
         """What is stored."""
         self.handed_out = 0
         """Records that are queued or run."""
+        self.handed_out_bytes = 0
+        """About how large they are: of those handed out together, each counts the same."""
         self.end = progress.low
         """One past the last offset that was fetched."""
         self.is_stalled = False
@@ -107,7 +109,10 @@ class Work:
     def fold(self) -> None:
         """Take up what was finished since the last time."""
         done, discarded = _take_all(self._done), _take_all(self._discarded)
-        self.handed_out -= len(done) + len(discarded)
+        ended = len(done) + len(discarded)
+        if ended:
+            self.handed_out_bytes -= self.handed_out_bytes * ended // self.handed_out
+            self.handed_out -= ended
         self.progress.finish(done)
 
     def fits(self, concurrency: int) -> bool:
@@ -168,13 +173,22 @@ Failed = tuple["Work | Joint", Record, str, Failure]
 
 def describe(error: BaseException, reason: str) -> Failure:
     """What a dead letter says of `error`, of bounded size."""
+    message = _shorten(_text(lambda: str(error)), MESSAGE_CHARACTERS_MAX)
     if isinstance(error, Reject):
-        return Failure("rejected", "Reject", _shorten(str(error), MESSAGE_CHARACTERS_MAX))
+        return Failure("rejected", "Reject", message)
     reason = next((known for kind, known in _REASONS.items() if isinstance(error, kind)), reason)
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    text = "".join(traceback.format_exception(error))
-    return Failure(reason, name, _shorten(str(error), MESSAGE_CHARACTERS_MAX), _shorten(text, TRACEBACK_CHARACTERS_MAX))
+    text = _text(lambda: "".join(traceback.format_exception(error)))
+    return Failure(reason, name, message, _shorten(text, TRACEBACK_CHARACTERS_MAX))
+
+
+def _text(say: Callable[[], str]) -> str:
+    """What an exception says of itself, in its own code: that may raise whatever it likes."""
+    try:
+        return say()
+    except BaseException as error:
+        return f"<it can't be told: {type(error).__name__}>"
 
 
 def _shorten(text: str, characters_max: int) -> str:
@@ -208,14 +222,15 @@ class Feed:
         self.is_full = False
         """Set by the poller when it stops fetching; reset by the runner that finds less than `low` queued."""
         self.low = low
+        """Changed by the poller before it sets `is_full`."""
         self.queues: list[deque[Item]] = []
         """Those of all crews."""
         self.failures: deque[Failed] = deque()
         self._wake = wake
 
     def queued(self) -> int:
-        """How many items wait for a runner."""
-        return sum(map(len, self.queues))
+        """How many items wait for a runner, or to become dead letters."""
+        return sum(map(len, self.queues)) + len(self.failures)
 
     def want_more(self) -> None:
         """A runner's own queue is below `low`, and fetching has stopped: have it go on if all are."""

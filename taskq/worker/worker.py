@@ -18,6 +18,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 import anyio
+import anyio.abc
 from attrs import frozen
 
 from taskq.app import TaskQ
@@ -141,7 +142,7 @@ class Worker:
         has_sync = any(not task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
         async with anyio.create_task_group() as group:
             if has_async:
-                await group.start(self._async.run)
+                await group.start(self._run_async)
             if has_sync:
                 self._threads.start()
             self._poller.start(lambda job: self._async if job.task.is_async else self._threads)
@@ -152,6 +153,19 @@ class Worker:
         if self._error is not None:
             _log.critical("the worker of group %s gives up: %s", self._options.group, self._error, exc_info=self._error)
         return 1 if self._error is not None or self._stops > 1 else 0
+
+    async def _run_async(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Run the async crew, without which this worker is none: should it end before the poller, all ends."""
+        error: BaseException | None = None
+        try:
+            await self._async.run(task_status=task_status)
+        except BaseException as raised:
+            error = raised
+        if not self._poller_is_done.is_set():
+            self._error = error or RuntimeError("the async crew ended by itself")
+            self._poller.stop_now()
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            raise error
 
     def _poll(self) -> None:
         try:
@@ -190,6 +204,11 @@ class Worker:
             self._poller.stop(self._drain_timeout_s)
         else:
             self._poller.stop_now()
+
+    def drain(self) -> None:
+        """`stop`, unless it was told to already. From any thread."""
+        if not self._stops:
+            self.stop()
 
     # -- looking
 

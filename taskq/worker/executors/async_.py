@@ -7,6 +7,8 @@ at it for YIELD_S lets the others have a turn.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -80,7 +82,8 @@ class AsyncCrew:
 
     async def _run(self, runner: _Runner) -> None:
         queue, feed = self.queue, self._feed
-        take, low = queue.popleft, feed.low
+        take = queue.popleft
+        cancelled = anyio.get_cancelled_exc_class()
         yielded = perf_counter()
         while True:
             try:
@@ -89,7 +92,10 @@ class AsyncCrew:
                 runner.item = None
                 runner.signal = signal = anyio.Event()
                 self._idle.append(runner)
-                await signal.wait()
+                try:
+                    await signal.wait()
+                except cancelled:
+                    self._survive(runner)
                 yielded = perf_counter()
                 continue
             job, envelope, record, work = item
@@ -102,19 +108,43 @@ class AsyncCrew:
                 else:
                     await job.call(*args)
             except BaseException as error:
-                if self._is_cancelled:
-                    raise  # unfinished: it will be delivered again
+                if isinstance(error, cancelled):
+                    self._survive(runner)  # or raise: it is unfinished and will be delivered again
+                elif self._is_ending():
+                    raise
                 feed.fail(item, error)
                 ended = perf_counter()
             else:
                 ended = perf_counter()
                 job.ended((started, ended, record[1]))
                 work.finish(record[0])
-            if feed.is_full and len(queue) < low:
+            if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
             if ended - yielded > YIELD_S:
-                await anyio.lowlevel.checkpoint()
+                try:
+                    await anyio.lowlevel.checkpoint()
+                except cancelled:
+                    self._survive(runner)
                 yielded = perf_counter()
+
+    def _is_ending(self) -> bool:
+        """Whether the crew is being cancelled, by `cancel` or from outside. In a runner."""
+        return self._is_cancelled or anyio.current_effective_deadline() == -math.inf
+
+    def _survive(self, runner: _Runner) -> None:
+        """In a runner that was cancelled: raise again if the crew is, else make it as good as new.
+
+        It was a stray `Task.cancel()` then: a task's code got hold of the runner's asyncio task, as timers do that
+        nobody clears.
+        """
+        if self._is_ending():
+            raise  # noqa: PLE0704
+        if runner in self._idle:
+            self._idle.remove(runner)
+        with suppress(RuntimeError):  # not on asyncio's loop
+            task = asyncio.current_task()
+            while task is not None and task.cancelling():
+                task.uncancel()
 
 
 def _loop_caller() -> Callable[[Callable[[], None]], object]:
@@ -124,6 +154,4 @@ def _loop_caller() -> Callable[[Callable[[], None]], object]:
 
         with suppress(RuntimeError):  # not on trio's loop
             return trio.lowlevel.current_trio_token().run_sync_soon
-    import asyncio
-
     return asyncio.get_running_loop().call_soon_threadsafe

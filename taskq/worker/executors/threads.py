@@ -56,11 +56,14 @@ class ThreadCrew:
         """Let runners end when they have nothing to do. What runs goes on; nobody waits for it."""
         self._is_stopping = True
         while self._idle:
-            self._idle.pop().signal.release()
+            try:
+                self._idle.pop().signal.release()
+            except IndexError:  # it took itself off the list meanwhile
+                break
 
     def _run(self, runner: _Runner) -> None:
         queue, feed = self.queue, self._feed
-        take, low = queue.popleft, feed.low
+        take = queue.popleft
         while True:
             try:
                 item = runner.item = take()
@@ -83,7 +86,7 @@ class ThreadCrew:
             else:
                 job.ended((started, perf_counter(), record[1]))
                 work.finish(record[0])
-            if feed.is_full and len(queue) < low:
+            if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
 
     def _wait(self, runner: _Runner) -> bool:

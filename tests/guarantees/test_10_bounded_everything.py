@@ -47,7 +47,7 @@ def test_a_full_disk_refuses_publishing_and_recovers(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     full, extra = ran.stdout.splitlines()
     assert "at least True" in full
-    assert "publish again" in full
+    assert "try again" in full
     assert extra == "2", "the one before, the one after, and no more than was acknowledged"
 
 

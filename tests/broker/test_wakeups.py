@@ -137,7 +137,8 @@ def test_members_that_come_and_go_leave_no_descriptor_and_no_file(waiters: Waite
         assert member.wait(WAIT_S) == GROUP_CHANGED
         member.close()
     bell.ring_group(waiters.group)
-    assert (descriptors(), os.listdir(waiters.group)) == (before, [])
+    assert os.listdir(waiters.group) == []
+    assert descriptors() <= before  # fewer if an earlier test's were collected meanwhile
 
 
 def test_a_fifo_in_the_making_is_not_taken_for_dead(

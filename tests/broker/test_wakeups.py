@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import errno
-import logging
 import gc
+import logging
 import os
 import subprocess
 import sys

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _BULK = 10_000
 _DRAIN_TIMEOUT_S = 120.0
+_MEASURES = ("delay", "send", "map", "drain")
 
 
 @contextlib.contextmanager
@@ -130,15 +131,17 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", nargs="*", choices=["delay", "send", "map", "drain"], default=[])
+    parser.add_argument("what", nargs="*", metavar="|".join(_MEASURES), help="one or more of these (default: all)")
     parser.add_argument("-n", type=int, default=100_000, help="invocations (default: 100,000)")
     parser.add_argument("--broker", help="broker URL (default: an embedded log in a temporary directory)")
     parser.add_argument("--profile", action="store_true", help="list the functions that take most time")
     options = parser.parse_args()
+    if unknown := set(options.what).difference(_MEASURES):
+        parser.error(f"there is no measure {', '.join(sorted(unknown))}: choose from {', '.join(_MEASURES)}")
     with tempfile.TemporaryDirectory(prefix="taskq-micro-") as directory:
         os.environ["BENCH_BOARD"] = f"{directory}/board"
         board = Board.create(Path(directory, "board"), options.n)
-        for what in options.what or ["delay", "send", "map", "drain"]:
+        for what in options.what or _MEASURES:
             _run(what, options, board, f"{directory}/{what}")
 
 

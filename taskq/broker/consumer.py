@@ -223,7 +223,7 @@ class EmbeddedConsumer:
         for tp, committed in progress.items():
             held = self._held.get(tp)
             if held is not None:
-                held.lease.commit(committed)
+                held.lease.commit(committed, held.partition.end())
 
     def release(self, tps: Sequence[TopicPartition]) -> None:
         for tp in tps:

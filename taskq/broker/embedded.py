@@ -173,7 +173,8 @@ class EmbeddedProducer:
             if not wait:
                 raise WouldBlock
             partition = target.open(number)
-        offset = partition.append(encode_one(value, key, headers, int(time.time() * 1000)), 1, wait=wait)
+        timestamp_ms = int(time.time() * 1000)
+        offset = partition.append(encode_one(value, key, headers, timestamp_ms), 1, timestamp_ms, wait=wait)
         if self._syncs_each:
             partition.sync()
         elif self._flushes and not self._flusher.is_dirty:
@@ -192,7 +193,7 @@ class EmbeddedProducer:
         batches = [(target.opened[number] or target.open(number), batch) for number, batch in numbered]
         timestamp_ms = int(time.time() * 1000)
         for partition, batch in batches:
-            partition.append(encode_many(batch, timestamp_ms), len(batch))
+            partition.append(encode_many(batch, timestamp_ms), len(batch), timestamp_ms)
         if self._syncs_each:
             for partition in {partition for partition, _ in batches}:
                 partition.sync()

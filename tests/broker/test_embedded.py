@@ -65,9 +65,9 @@ class EmbeddedBrokerAt:
 def test_a_directory_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     with EmbeddedBrokerAt(tmp_path) as broker:
         broker.producer().send("feed", b"x")
-    (tmp_path / "taskq.json").write_text(json.dumps({"format": 2}))
+    (tmp_path / "taskq.json").write_text(json.dumps({"format": 3}))
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    with pytest.raises(BrokerUnavailable, match="format 2; this version of taskq reads format 1"):
+    with pytest.raises(BrokerUnavailable, match="format 3; this version of taskq reads format 2"):
         EmbeddedBroker(str(tmp_path))
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 

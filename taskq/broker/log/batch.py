@@ -50,6 +50,7 @@ _AFTER_CRC = Struct(">hiqqqhii")
 _BEFORE_CRC = Struct(">iibI")  # batch length, leader epoch, magic, crc
 _VARINT_TABLE_SIZE = 8192  # covers every length that takes one or two bytes
 _VARINT_BYTES_MAX = 10
+_NO_TIMESTAMP = -1
 
 crc32c = crc32.iscsi
 
@@ -187,6 +188,15 @@ def encode_many(messages: Sequence[Message], timestamp_ms: int) -> bytes:
     return _seal(b"".join(parts), len(messages), timestamp_ms)
 
 
+def encode_filler(count: int) -> bytes:
+    """A batch without records that takes up `count` offsets, without its base offset. Readers pass over it."""
+    after_crc = _AFTER_CRC.pack(0, count - 1, _NO_TIMESTAMP, _NO_TIMESTAMP, -1, -1, -1, 0)
+    return (
+        _BEFORE_CRC.pack(len(after_crc) + CRC_START - LENGTH_FIELD_END, _LEADER_EPOCH, MAGIC, crc32c(after_crc))
+        + after_crc
+    )
+
+
 def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
     """The header of the batch at `position`; at least HEADER_BYTES must follow. Raises BadBatch on nonsense."""
     header = BatchHeader._make(HEADER.unpack_from(buffer, position))
@@ -194,7 +204,8 @@ def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
         raise BadBatch(position, f"magic is {header.magic}, not {MAGIC}")
     if header.length < HEADER_BYTES - LENGTH_FIELD_END:
         raise BadBatch(position, f"batch length {header.length} is shorter than its own header")
-    if header.record_count < 1 or header.last_offset_delta < header.record_count - 1:
+    is_filler = not header.record_count and header.length == HEADER_BYTES - LENGTH_FIELD_END
+    if (header.record_count < 1 and not is_filler) or header.last_offset_delta < max(0, header.record_count - 1):
         raise BadBatch(position, f"{header.record_count} records in {header.last_offset_delta + 1} offsets")
     return header
 
@@ -287,7 +298,7 @@ def _refuse(buffer: bytes, position: int, next_offset: int) -> None:
         raise BadBatch(position, f"offsets {header.base_offset} to {last} where {next_offset} is due")
     if header.attributes & _COMPRESSION_MASK:
         raise BadBatch(position, f"compression type {header.attributes & _COMPRESSION_MASK} is not supported here")
-    if not header.attributes & _CONTROL_BIT:
+    if header.record_count and not header.attributes & _CONTROL_BIT:
         raise BadBatch(position, f"{header.record_count} records in no bytes")
 
 

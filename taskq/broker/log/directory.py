@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from taskq.broker.limits import check_partitions
 from taskq.broker.log import names, offsets
 from taskq.broker.log.failures import storage_error
-from taskq.broker.log.files import Files
+from taskq.broker.log.files import TEMPORARY, Files, encode_json, read_whole, write_whole
 from taskq.broker.log.locks import close_lockable, lock, open_lockable
 from taskq.broker.log.partition import Partition
 from taskq.broker.port import PARTITIONS_DEFAULT, TopicPartition
@@ -57,7 +56,7 @@ class DataDirectory:
             if "taskq.json" in known:
                 self._check_format()
                 return
-            if foreign := known - {"lock", "topics", "groups", "waiters"} - {n for n in known if n.endswith(".tmp")}:
+            if foreign := known - {"lock", "topics", "groups", "waiters"} - {n for n in known if n.endswith(TEMPORARY)}:
                 some = ", ".join(sorted(foreign)[:3])
                 raise ConfigError(f"{self.root} is not a taskq data directory and not empty (it holds {some})")
             for path in (names.topics(self.root), names.groups(self.root)):
@@ -82,11 +81,7 @@ class DataDirectory:
         self.files.close(fd)
 
     def _read_json(self, path: str) -> dict[str, object]:
-        fd = self.files.open(path, write=False)
-        try:
-            text = self.files.pread(fd, self.files.size(fd), 0)
-        finally:
-            self.files.close(fd)
+        text = read_whole(self.files, path)
         try:
             document = json.loads(text)
         except ValueError:
@@ -96,14 +91,7 @@ class DataDirectory:
         return document
 
     def _write_json(self, path: str, document: Mapping[str, object]) -> None:
-        temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
-        fd = self.files.open(temporary, create=True)
-        try:
-            self.files.pwrite(fd, json.dumps(document).encode() + b"\n", 0)
-            self.files.sync(fd)
-        finally:
-            self.files.close(fd)
-        self.files.rename(temporary, path)
+        write_whole(self.files, path, encode_json(document))
         self.files.sync_directory(os.path.dirname(path))
 
     # -- topics
@@ -159,7 +147,7 @@ class DataDirectory:
     def _create(self, topic: str, partitions: int) -> None:
         final = names.topic(self.root, topic)
         unfinished = f"{final}~"  # not a topic's name: what a creator that died left is not seen, and removed here
-        shutil.rmtree(unfinished, ignore_errors=True)
+        self.files.remove_tree(unfinished)
         for number in range(partitions):
             self.files.makedirs(names.partition(unfinished, number))
         self._write_json(names.topic_file(unfinished), {"partitions": partitions})

@@ -8,9 +8,21 @@ On macOS `fsync` hands data to the drive, which may still hold it in its own cac
 
 from __future__ import annotations
 
+import errno
+import json
 import mmap
 import os
-from typing import Protocol
+import shutil
+import threading
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+TEMPORARY = ".tmp"
+"""How the names of files end that are being written. One that nobody writes any more is rubbish."""
 
 
 class Files(Protocol):
@@ -33,8 +45,23 @@ class Files(Protocol):
     def listdir(self, path: str) -> list[str]: ...
     def makedirs(self, path: str) -> None: ...
     def mkfifo(self, path: str) -> None: ...
-    def rename(self, old: str, new: str, /) -> None: ...
+    def rename(self, old: str, new: str, /) -> None:
+        """Give a file or an empty directory another name. What has that name is replaced."""
+        ...
+
     def unlink(self, path: str, /) -> None: ...
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all in it. One that is not there is as good."""
+        ...
+
+    def size_of(self, path: str) -> int:
+        """Bytes of the file of this name. Raises FileNotFoundError."""
+        ...
+
+    def boot_id(self) -> tuple[int, int]:
+        """An id that changes at every boot, as two signed words."""
+        ...
+
     def map_shared(self, fd: int, size: int) -> memoryview:
         """The first `size` bytes of the file as memory that all processes which map it share, as 64-bit words."""
         ...
@@ -91,6 +118,16 @@ class RealFiles:
         if self._shared:
             os.chmod(path, 0o770)
 
+    def remove_tree(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+    def size_of(self, path: str) -> int:
+        return os.stat(path).st_size
+
+    def boot_id(self) -> tuple[int, int]:
+        return _boot_id()
+
     def mkfifo(self, path: str) -> None:
         os.mkfifo(path, 0o660 if self._shared else 0o600)
         if self._shared:
@@ -98,3 +135,59 @@ class RealFiles:
 
     def map_shared(self, fd: int, size: int) -> memoryview:
         return memoryview(mmap.mmap(fd, size)).cast("q")
+
+
+@cache
+def _boot_id() -> tuple[int, int]:
+    """Raises where the system has none: a head could not be trusted.
+
+    Linux: /proc/sys/kernel/random/boot_id. macOS: the boot's session uuid, which `sysctl` prints.
+    """
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        import subprocess
+
+        command = ["sysctl", "-n", "kern.bootsessionuuid"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    raw = uuid.UUID(text.strip()).bytes
+    return int.from_bytes(raw[:8], "big", signed=True), int.from_bytes(raw[8:], "big", signed=True)
+
+
+# -- small files that are written whole
+
+
+def read_whole(files: Files, path: str) -> bytes:
+    """All bytes of a file. Raises FileNotFoundError."""
+    fd = files.open(path, write=False)
+    try:
+        return files.pread(fd, files.size(fd), 0)
+    finally:
+        files.close(fd)
+
+
+def write_whole(files: Files, path: str, data: bytes) -> None:
+    """Put `data` in the place of the file at `path`.
+
+    Whoever reads it, or finds it after a power cut, has all of the old or all of the new. The name is durable once its
+    directory is synced, which is left to the caller.
+    """
+    temporary = f"{path}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}"
+    fd = files.open(temporary, create=True)
+    try:
+        files.truncate(fd, 0)
+        if files.pwrite(fd, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+        files.sync(fd)
+    except OSError:
+        files.close(fd)
+        with suppress(OSError):
+            files.unlink(temporary)
+        raise
+    files.close(fd)
+    files.rename(temporary, path)
+
+
+def encode_json(document: Mapping[str, Any] | list[Any]) -> bytes:
+    """As every JSON file in a data directory is written: one line."""
+    return json.dumps(document).encode() + b"\n"

@@ -9,40 +9,69 @@ tail may be gone: it carries the boot's id, and a head of another boot is rebuil
     word 3       generation: counts appends; its parity says which of the two slots is valid
     word 4       intent: generation + 1 while an append is under way, else equal to the generation
     word 5       waiting: a bit for each consumer that sleeps until the next append (broker/wakeups.py numbers them)
+    word 6       notice: not 0 when whoever appends next must look up why (`Notice`)
+    word 7       synced: everything below this offset is on stable storage
     words 8-15   slot 0: segment base offset, position in it, next offset, position of the last index entry, size of the
                  index, start offset, the generation, and the XOR of these seven
     words 16-23  slot 1
+    words 24-27  what the last segment's time index needs: the largest timestamp in the segment, the last offset of its
+                 batch, size of the time index, timestamp of its last entry
+    word 28      settings: how often the topic's settings were changed in this boot
+    word 29      named: 1 if the last segment's name is known to be on stable storage
 
 Why two slots: a writer may die between any two stores. It fills the slot that is not valid and then stores the
 generation, one aligned 64-bit store, which is the moment the append takes place: a reader sees all of it or
 nothing. A writer that finds `intent` ahead of the generation knows that the one before died in between and left
 bytes past the position, and cuts them.
 
-Who may do what: the slots, the generation and the intent are written only under the append lock; `waiting` is set and
-cleared only under it, so an append and a consumer going to sleep cannot miss each other; anything may be read at
-any time. A reader that holds no lock may see a slot half rewritten, two appends later; the XOR word shows it (also on
-processors that reorder stores), and it looks again.
+Who may do what: the slots, the generation, the intent, the notice, the settings and the words of the time index are
+written only under the append lock (`notice` also by whoever's fsync failed); `waiting` is set and cleared only under
+it, so an append and a consumer going to sleep cannot miss each other; `synced` and `named` are written under the sync lock
+(durability.py) or the append lock; anything may be read at any time. A reader that holds no lock may see a slot half
+rewritten, two appends later; the XOR word shows it (also on processors that reorder stores), and it looks again. The
+words of the time index are no part of a slot: a writer that dies between two of them leaves an index that is a little
+off, and an index is never trusted.
 """
 
 from __future__ import annotations
 
-import uuid
-from functools import cache
-from pathlib import Path
+from enum import IntFlag
 from struct import Struct
 from typing import NamedTuple
 
 from attrs import frozen
 
-MAGIC = 0x7461736B71_0001  # "taskq", version 1
+MAGIC = 0x7461736B71_0002  # "taskq", version 2
 HEAD_BYTES = 256
 
-GENERATION, INTENT, WAITING = 3, 4, 5
+GENERATION, INTENT, WAITING, NOTICE, SYNCED = 3, 4, 5, 6, 7
+TIMESTAMP_MAX, TIMESTAMP_MAX_OFFSET, TIMEINDEX_SIZE, TIMEINDEX_LAST = 24, 25, 26, 27
+SETTINGS, NAMED = 28, 29
 _SLOT_WORDS = 8
 _SLOT = Struct("=8q")
 _fill_slot = _SLOT.pack_into
 _SLOT_POSITIONS = (64, 128)  # bytes, by the generation's parity
 _NEXT_OFFSET = 10  # word of slot 0
+
+
+class Notice(IntFlag):
+    """Why the next append must look before it writes. Set with `Head.notify`, which makes every writer look."""
+
+    DELETED = 1
+    """The topic is gone, though files of it may still be open here or there."""
+    FAILED = 2
+    """An fsync failed: nothing may be written until somebody reopens the partition, which repairs it."""
+
+
+class Times(NamedTuple):
+    """What of the last segment's time index is not in the slots, as words 24 to 27 have it. -1: none yet."""
+
+    timestamp_max_ms: int = -1
+    timestamp_max_offset: int = -1
+    """Last offset of the batch of that timestamp."""
+    index_size: int = 0
+    indexed_ms: int = -1
+    """Timestamp of the last entry."""
 
 
 @frozen
@@ -81,16 +110,17 @@ class Steady(NamedTuple):
 class Head:
     """The mapped words. Holds no state of its own, so it can never be out of date."""
 
-    __slots__ = ("_bytes", "words")
+    __slots__ = ("_boot", "_bytes", "words")
 
-    def __init__(self, words: memoryview) -> None:
+    def __init__(self, words: memoryview, boot: tuple[int, int]) -> None:
         self.words = words
         self._bytes = words.cast("B")
+        self._boot = boot
 
     def is_valid(self) -> bool:
         """Whether it was made in this boot and its valid slot is whole. Call under the append lock."""
         words = self.words
-        if words[0] != MAGIC or (words[1], words[2]) != boot_id():
+        if words[0] != MAGIC or (words[1], words[2]) != self._boot:
             return False
         return self._slot(words[GENERATION]) is not None
 
@@ -107,12 +137,14 @@ class Head:
         """The append wrote nothing, or what it wrote has been cut."""
         self.words[INTENT] = self.words[GENERATION]
 
-    def reset(self, state: HeadState) -> int:
+    def reset(self, state: HeadState, times: Times, synced: int) -> int:
         """Make it valid for this boot, ending at `state`; return the generation. Call under the append lock."""
         words = self.words
         words[0] = 0
-        words[GENERATION] = words[INTENT] = words[WAITING] = 0
-        words[1], words[2] = boot_id()
+        words[GENERATION] = words[INTENT] = words[WAITING] = words[NOTICE] = words[SETTINGS] = words[NAMED] = 0
+        words[1], words[2] = self._boot
+        words[SYNCED] = synced
+        self.set_times(times)
         self.begin()
         generation = self.publish(state.position, state.next_offset, Steady.of(state))
         words[0] = MAGIC
@@ -130,6 +162,25 @@ class Head:
         # fmt: on
         words[GENERATION] = generation
         return generation
+
+    def set_times(self, times: Times) -> None:
+        """Begin a segment's time index anew. Call under the append lock."""
+        words = self.words
+        words[TIMESTAMP_MAX], words[TIMESTAMP_MAX_OFFSET], words[TIMEINDEX_SIZE], words[TIMEINDEX_LAST] = times
+
+    def times(self) -> Times:
+        words = self.words
+        return Times(words[TIMESTAMP_MAX], words[TIMESTAMP_MAX_OFFSET], words[TIMEINDEX_SIZE], words[TIMEINDEX_LAST])
+
+    def notify(self, notice: Notice) -> None:
+        """Set `notice`, and make every writer look before its next append. Call under the append lock."""
+        self.words[NOTICE] |= notice
+        self.republish(self.state())
+
+    def republish(self, state: HeadState) -> int:
+        """Publish `state` as a new generation, so that whoever has the old one cached reads it again."""
+        self.begin()
+        return self.publish(state.position, state.next_offset, Steady.of(state))
 
     def state(self) -> HeadState:
         """The end of the log as of now. Safe without the lock."""
@@ -164,20 +215,3 @@ class Head:
 
     def is_waiting(self, mask: int) -> bool:
         return bool(self.words[WAITING] & mask)
-
-
-@cache
-def boot_id() -> tuple[int, int]:
-    """An id that changes at every boot, as two words. Raises where the system has none: a head could not be trusted.
-
-    Linux: /proc/sys/kernel/random/boot_id. macOS: the boot's session uuid, which `sysctl` prints.
-    """
-    try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:
-        import subprocess
-
-        command = ["sysctl", "-n", "kern.bootsessionuuid"]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    raw = uuid.UUID(text.strip()).bytes
-    return int.from_bytes(raw[:8], "big", signed=True), int.from_bytes(raw[8:], "big", signed=True)

@@ -1,20 +1,83 @@
-"""The sparse offset index of a segment: for about every 4 KiB of log, where a batch begins.
+"""The sparse indexes of a segment, by offset and by time: for about every 4 KiB of log, where a batch begins.
 
-The format is Kafka's: entries of two big-endian int32, the batch's last offset less the segment's base offset, and the
-batch's position in the `.log`. An index only says where to start looking. It is never trusted over the log: whoever
-looks something up reads the batch headers from there on, and an index that is missing, short or wrong costs time only.
+Both formats are Kafka's. Offset index: entries of two big-endian int32, a batch's last offset less the segment's base
+offset, and the batch's position in the `.log`. Time index: entries of an int64 and an int32, the largest timestamp in
+the segment so far (milliseconds) and the last offset, less the base, of the batch that has it; both ascending.
+
+An index only says where to start looking. It is never trusted over the log: the batch that an entry names is checked
+before anything is read from there on, and an index that is missing, short or wrong costs time only.
 """
 
 from __future__ import annotations
 
 from struct import Struct
 
-from taskq.broker.log.batch import HEADER_BYTES, BadBatch, read_header
+from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, check_crc, read_header
 from taskq.broker.log.files import Files
+from taskq.broker.log.head import Times
 
 ENTRY = Struct(">ii")
+TIME_ENTRY = Struct(">qi")
 INDEX_INTERVAL_BYTES = 4096  # Kafka's index.interval.bytes
 _SCAN_BYTES = 64 * 1024
+
+
+class IndexBuilder:
+    """Makes a segment's indexes from its batches, as appending does one by one."""
+
+    def __init__(
+        self, base_offset: int, index: bytes = b"", time_index: bytes = b"", times: Times | None = None
+    ) -> None:
+        """Begins with what there is already: `times` must fit `time_index`."""
+        self._base = base_offset
+        self.index = bytearray(index)
+        self.time_index = bytearray(time_index)
+        self._timestamp_max, self._timestamp_max_offset, _, self._indexed = times or Times()
+        self.last_position = ENTRY.unpack_from(index, len(index) - ENTRY.size)[1] if index else -1
+
+    @property
+    def times(self) -> Times:
+        return Times(self._timestamp_max, self._timestamp_max_offset, len(self.time_index), self._indexed)
+
+    def add(self, position: int, header: BatchHeader) -> None:
+        """Count the batch that begins at `position`. In the order of the log."""
+        last = header.next_offset - 1
+        if header.max_timestamp_ms > self._timestamp_max:
+            self._timestamp_max, self._timestamp_max_offset = header.max_timestamp_ms, last
+        if position - self.last_position >= INDEX_INTERVAL_BYTES or not position:
+            self.index += ENTRY.pack(last - self._base, position)
+            self.last_position = position
+            self.add_time()
+
+    def add_time(self) -> None:
+        """Say how far the timestamps have come. At the end of a closed segment, too."""
+        if self._timestamp_max > self._indexed:
+            self.time_index += TIME_ENTRY.pack(self._timestamp_max, self._timestamp_max_offset - self._base)
+            self._indexed = self._timestamp_max
+
+
+def is_index_sound(index: bytes, position_max: int) -> bool:
+    """Whether an offset index is whole entries, ascending, that name positions below `position_max`."""
+    if len(index) % ENTRY.size:
+        return False
+    last_offset = last_position = -1
+    for offset, position in ENTRY.iter_unpack(index):
+        if offset <= last_offset or position <= last_position:
+            return False
+        last_offset, last_position = offset, position
+    return last_position < position_max
+
+
+def is_time_index_sound(index: bytes) -> bool:
+    """Whether a time index is whole entries, ascending in both columns."""
+    if len(index) % TIME_ENTRY.size:
+        return False
+    last_ms = last_offset = -1
+    for timestamp_ms, offset in TIME_ENTRY.iter_unpack(index):
+        if timestamp_ms <= last_ms or offset <= last_offset:
+            return False
+        last_ms, last_offset = timestamp_ms, offset
+    return True
 
 
 def floor_position(index: bytes, relative_offset: int) -> int:
@@ -29,6 +92,18 @@ def floor_position(index: bytes, relative_offset: int) -> int:
         else:
             high = middle
     return max(0, position)
+
+
+def floor_offset(time_index: bytes, timestamp_ms: int) -> int:
+    """The relative offset up to which every record is older than `timestamp_ms`, as the index says; -1 if none is."""
+    found = -1
+    for indexed_ms, offset in TIME_ENTRY.iter_unpack(
+        time_index[: len(time_index) // TIME_ENTRY.size * TIME_ENTRY.size]
+    ):
+        if indexed_ms >= timestamp_ms:
+            break
+        found = offset
+    return found
 
 
 def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int, limit: int) -> int:
@@ -57,11 +132,19 @@ def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int,
 
 
 def _begins_below(files: Files, log_fd: int, position: int, offset: int) -> bool:
-    """Whether a batch of an offset below `offset` begins at `position`, as an index claims."""
-    raw = files.pread(log_fd, HEADER_BYTES, position)
+    """Whether a sound batch of an offset below `offset` begins at `position`, as an index claims."""
+    raw = files.pread(log_fd, _SCAN_BYTES, position)
     if len(raw) < HEADER_BYTES:
         return False
     try:
-        return read_header(raw, 0).base_offset < offset
+        header = read_header(raw, 0)
+        if header.base_offset >= offset:
+            return False
+        if header.size > len(raw):
+            raw = files.pread(log_fd, header.size, position)
+        if header.size > len(raw):
+            return False
+        check_crc(raw, 0, header)
     except BadBatch:
         return False
+    return True

@@ -43,9 +43,9 @@ def forget(fd: int) -> None:
     _not_for_children.discard(fd)
 
 
-def open_lockable(files: Files, path: str, *, create: bool = False) -> int:
-    """Open a file that is to be locked. Close it with `close_lockable`."""
-    fd = files.open(path, create=create)
+def open_lockable(files: Files, path: str, *, create: bool = False, write: bool = True) -> int:
+    """Open a file (or, with write=False, a directory) that is to be locked. Close it with `close_lockable`."""
+    fd = files.open(path, create=create, write=write)
     close_in_child(fd)
     return fd
 

@@ -6,18 +6,24 @@ topics/<topic>/topic.json                number of partitions
 topics/<topic>/<partition>/head          shared memory and the append lock: see head.py
 topics/<topic>/<partition>/<base offset, 20 digits>.log
 topics/<topic>/<partition>/<base offset, 20 digits>.index
-    waiters/groups/<group>/<member>          FIFO of a consumer, to be told of comings and goings in the group
-    waiters/topics/<topic>/<slot>            the same FIFO, to be told of records: see broker/wakeups.py
+topics/<topic>/<partition>/<base offset, 20 digits>.timeindex
+topics/<topic>/<partition>/checkpoint    up to where the log is known to be sound and on stable storage: checkpoint.py
+topics/<topic>/<partition>/recovery.json what the last recoveries found
+topics/<topic>/<partition>/<base offset, 20 digits>.<position>.aside   what recovery cut that may be of use
+waiters/groups/<group>/<member>          FIFO of a consumer, to be told of comings and goings in the group
+waiters/topics/<topic>/<slot>            the same FIFO, to be told of records: see broker/wakeups.py
 groups/<group>/members/<member>          flock held as long as the member lives; its topics, as JSON
 groups/<group>/topics/<topic>/<partition>  the partition's lease (a flock), owner and committed offset
 """
 
 from __future__ import annotations
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _LOG = ".log"
 _INDEX = ".index"
+_TIMEINDEX = ".timeindex"
+_ASIDE = ".aside"
 _DIGITS = 20
 
 
@@ -55,6 +61,23 @@ def log(partition_directory: str, base_offset: int) -> str:
 
 def index(partition_directory: str, base_offset: int) -> str:
     return f"{partition_directory}/{base_offset:0{_DIGITS}}{_INDEX}"
+
+
+def timeindex(partition_directory: str, base_offset: int) -> str:
+    return f"{partition_directory}/{base_offset:0{_DIGITS}}{_TIMEINDEX}"
+
+
+def checkpoint(partition_directory: str) -> str:
+    return f"{partition_directory}/checkpoint"
+
+
+def recovery_report(partition_directory: str) -> str:
+    return f"{partition_directory}/recovery.json"
+
+
+def aside(partition_directory: str, base_offset: int, position: int) -> str:
+    """Where recovery puts what it takes out of segment `base_offset` from byte `position` on."""
+    return f"{partition_directory}/{base_offset:0{_DIGITS}}.{position}{_ASIDE}"
 
 
 def log_base_offset(file_name: str) -> int | None:

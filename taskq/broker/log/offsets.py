@@ -5,6 +5,7 @@
         crc          uint32   CRC32C of the rest, up to the end of the metadata
         sequence     int64    counts commits; the sound slot with the higher one holds
         offset       int64
+        end          int64    of the log when this was committed: what the metadata says is about offsets below it
         length       uint32   of the metadata
         metadata
 
@@ -14,7 +15,6 @@ lease: it is free the moment its holder is dead.
 
 from __future__ import annotations
 
-import logging
 from struct import Struct
 
 from taskq.broker.log import names
@@ -24,11 +24,9 @@ from taskq.broker.log.files import Files
 from taskq.broker.log.locks import close_lockable, open_lockable, try_lock
 from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
 
-_log = logging.getLogger("taskq.log")
-
 OWNER_BYTES = 512
 _CRC = Struct(">I")
-_BODY = Struct(">qqI")
+_BODY = Struct(">qqqI")
 SLOT_BYTES = 4608
 FILE_BYTES = OWNER_BYTES + 2 * SLOT_BYTES
 
@@ -49,16 +47,22 @@ def read(raw: bytes) -> tuple[str, Committed | None, int]:
 def _read_slot(slot: bytes) -> tuple[Committed, int] | None:
     if len(slot) < _CRC.size + _BODY.size:
         return None
-    sequence, offset, length = _BODY.unpack_from(slot, _CRC.size)
-    end = _CRC.size + _BODY.size + length
-    if end > len(slot) or crc32c(slot[_CRC.size : end]) != _CRC.unpack_from(slot)[0]:
+    sequence, offset, _, length = _BODY.unpack_from(slot, _CRC.size)
+    stop = _CRC.size + _BODY.size + length
+    if stop > len(slot) or crc32c(slot[_CRC.size : stop]) != _CRC.unpack_from(slot)[0]:
         return None
-    return Committed(offset, slot[end - length : end]), sequence
+    return Committed(offset, slot[stop - length : stop]), sequence
 
 
-def encode_slot(sequence: int, committed: Committed) -> bytes:
+def _end_of(raw: bytes, sequence: int) -> int:
+    """Where the log ended when the commit of this number was made."""
+    end: int = _BODY.unpack_from(raw, _slot_position(sequence) + _CRC.size)[2]
+    return end
+
+
+def encode_slot(sequence: int, committed: Committed, end: int) -> bytes:
     """The bytes of the `sequence`-th commit, as the module docstring lays them out."""
-    body = _BODY.pack(sequence, committed.offset, len(committed.metadata)) + committed.metadata
+    body = _BODY.pack(sequence, committed.offset, end, len(committed.metadata)) + committed.metadata
     return _CRC.pack(crc32c(body)) + body
 
 
@@ -101,11 +105,14 @@ class Lease:
         _, committed, sequence = read(raw)
         return cls(files, fd, path, sequence, committed)
 
-    def commit(self, committed: Committed) -> None:
-        """Store it. Raises StorageFull or StorageError; then what was committed before still holds."""
+    def commit(self, committed: Committed, end: int) -> None:
+        """Store it; the log ends at `end` now.
+
+        Raises StorageFull or StorageError; then what was committed before still holds.
+        """
         sequence = self._sequence + 1
         try:
-            self._files.pwrite(self._fd, encode_slot(sequence, committed), _slot_position(sequence))
+            self._files.pwrite(self._fd, encode_slot(sequence, committed, end), _slot_position(sequence))
         except OSError as error:
             raise storage_error("a commit", self._path, error) from error
         self._sequence = sequence
@@ -117,27 +124,34 @@ class Lease:
         close_lockable(self._files, self._fd)
 
 
-def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) -> None:
+def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) -> list[str]:
     """A partition's log was recovered after a reboot and ends at `end`: bring what groups committed in line with it.
 
     A commit may have outlived the records it speaks of. New ones get their offsets, and must not count as finished: so
-    offsets go back to `end`, and what is said of those above (metadata) is dropped, which may run some again. Before
-    anybody publishes to the log or takes a lease.
+    offsets go back to `end`, and what is said of those above is dropped if it may speak of records that are gone, which
+    may run some again. Returns what was changed, in words. Before anybody publishes to the log or takes a lease.
     """
-    for group in files.listdir(names.groups(root)):
+    changed: list[str] = []
+    for group in sorted(files.listdir(names.groups(root))):
         path = names.lease(root, group, topic, number)
         try:
             fd = files.open(path)
         except FileNotFoundError:
             continue
         try:
-            _, committed, sequence = read(files.pread(fd, FILE_BYTES, 0))
-            if committed is not None and (committed.offset > end or committed.metadata):
-                slot = encode_slot(sequence + 1, Committed(min(committed.offset, end)))
+            raw = files.pread(fd, FILE_BYTES, 0)
+            _, committed, sequence = read(raw)
+            if committed is None:
+                continue
+            is_beyond = committed.offset > end
+            if is_beyond or (committed.metadata and _end_of(raw, sequence) > end):
+                slot = encode_slot(sequence + 1, Committed(min(committed.offset, end)), end)
                 files.pwrite(fd, slot, _slot_position(sequence + 1))
-                _log.warning("%s: committed offset %d, the log ends at %d after a reboot", path, committed.offset, end)
+                what = f"its offset {committed.offset}" if is_beyond else "what had finished out of order"
+                changed.append(f"group {group} had committed more than there is: {what} goes back to {end} or below")
         finally:
             files.close(fd)
+    return changed
 
 
 def peek(files: Files, root: str, group: str, topic: str, number: int) -> tuple[str, Committed | None]:

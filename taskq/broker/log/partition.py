@@ -5,27 +5,44 @@ microseconds, of which two are the kernel's. Reading takes no lock: a `Cursor` w
 shows.
 
 Which lock guards what: `_mutex` keeps this process's threads apart, the flock on the head's descriptor keeps
-processes apart, and both are held for an append, in this order. `_sync_mutex` is held while syncing, so that one fsync
-serves all threads that wait; whoever holds it waits for neither of the other two. What is cached here (the
-open segment and the end as this process last saw it) is valid as long as the head's generation is the cached one.
+processes apart, and both are held for an append, in this order. The syncer's mutex and its flock (durability.py) are
+taken after these or alone, never before them. What is cached here (the open segment and the end as this process last
+saw it) is valid as long as the head's generation is the cached one.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from taskq.broker.log import names
+from taskq.broker.log import checkpoint, names
+from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
 from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.durability import Syncer, SyncFailed
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
-from taskq.broker.log.head import GENERATION, HEAD_BYTES, INTENT, WAITING, Head, HeadState, Steady
-from taskq.broker.log.index import ENTRY, INDEX_INTERVAL_BYTES
-from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, open_lockable, unlock
-from taskq.broker.log.recovery import recover, remove_segment, segment_bases
+from taskq.broker.log.head import (
+    GENERATION,
+    INTENT,
+    NAMED,
+    NOTICE,
+    SYNCED,
+    TIMESTAMP_MAX,
+    TIMESTAMP_MAX_OFFSET,
+    WAITING,
+    HeadState,
+    Notice,
+    Steady,
+    Times,
+)
+from taskq.broker.log.index import INDEX_INTERVAL_BYTES
+from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, unlock
+from taskq.broker.log.opening import clean_up, open_head
+from taskq.broker.log.recovery import segment_bases
+from taskq.broker.log.segment import ActiveSegment
 from taskq.broker.port import PartitionBounds, WouldBlock
 from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
 
@@ -38,30 +55,27 @@ class Partition:
     """A partition, opened. Thread-safe.
 
     `wake(bits)` is called, under the lock, when an append begins that somebody waits for; `recovered(end)`, under it
-    too, when the log's end had to be found anew.
+    too, when the log's end had to be found anew: it returns what had to be said of commits beyond that end.
     """
 
     __slots__ = (
         "_appended",
+        "_checkpointed",
         "_directory",
         "_failure",
         "_files",
         "_generation",
         "_head",
         "_head_fd",
-        "_index_fd",
-        "_is_directory_synced",
-        "_log_fd",
         "_mutex",
         "_next_offset",
-        "_open_base",
         "_position",
         "_publish",
         "_pwrite",
+        "_segment",
         "_segment_bytes_max",
         "_steady",
-        "_sync_mutex",
-        "_synced",
+        "_syncer",
         "_wake",
         "_words",
         "name",
@@ -73,7 +87,7 @@ class Partition:
         directory: str,
         name: str,
         wake: Callable[[int], None],
-        recovered: Callable[[int], None],
+        recovered: Callable[[int], Sequence[str]],
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
     ) -> None:
         self.name = name
@@ -83,57 +97,26 @@ class Partition:
         self._segment_bytes_max = segment_bytes_max
         self._pwrite = files.pwrite
         self._mutex = threading.Lock()
-        self._sync_mutex = threading.Lock()
         self._failure: StorageError | None = None
         self._generation = -1
-        self._appended = self._synced = 0
-        self._is_directory_synced = False
-        self._open_base = -1
-        self._log_fd = self._index_fd = -1
+        self._appended = 0
+        self._checkpointed: tuple[int, int] | None = None
+        self._segment: ActiveSegment | None = None
         self._position = self._next_offset = -1
         self._steady = Steady(-1, -1, 0, 0, 0)
-        try:
-            self._head_fd = open_lockable(files, names.head(directory), create=True)
-        except FileNotFoundError:
-            raise TopicNotFound(f"{name}: its directory {directory} is gone; was the topic deleted?") from None
-        except OSError as error:
-            raise BrokerUnavailable(f"{name}: can't open {names.head(directory)}: {error.strerror}") from error
-        try:
-            self._head = self._open_head(recovered)
-        except OSError as error:
-            close_lockable(files, self._head_fd)
-            raise storage_error(name, directory, error) from error
+        self._head_fd, self._head = open_head(files, directory, name, recovered)
         self._words = self._head.words
         self._publish = self._head.publish
-
-    def _open_head(self, recovered: Callable[[int], None]) -> Head:
-        lock(self._head_fd)
-        try:
-            if self._files.size(self._head_fd) < HEAD_BYTES:
-                # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
-                self._files.pwrite(self._head_fd, bytes(HEAD_BYTES), 0)
-            mapped_fd = self._files.open(names.head(self._directory))
-            try:
-                head = Head(self._files.map_shared(mapped_fd, HEAD_BYTES))
-            finally:
-                self._files.close(mapped_fd)
-            if not head.is_valid():
-                report = recover(self._files, self._directory)
-                if report.bytes_cut:
-                    _log.warning("%s: cut %d bytes: %s", self.name, report.bytes_cut, report.reason)
-                recovered(report.state.next_offset)
-                head.reset(report.state)
-            return head
-        finally:
-            unlock(self._head_fd)
+        self._syncer = Syncer(files, directory, name, self._head)
 
     # -- appending
 
-    def append(self, batch: bytes, count: int, *, wait: bool = True) -> int:
+    def append(self, batch: bytes, count: int, timestamp_ms: int, *, wait: bool = True) -> int:
         """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
 
-        `batch` lacks its base offset, as batch.encode_one leaves it. Raises StorageFull, after which nothing has
-        changed; StorageError for any other failure; WouldBlock if `wait` is false and a lock is taken.
+        `batch` lacks its base offset, as batch.encode_one leaves it; `timestamp_ms` is its largest timestamp. Raises
+        StorageFull, after which nothing has changed; StorageError for any other failure; TopicNotFound if the topic has
+        been deleted; WouldBlock if `wait` is false and a lock is taken.
         """
         if not self._mutex.acquire(wait):
             raise WouldBlock
@@ -149,8 +132,6 @@ class Partition:
                 generation = words[GENERATION]
                 if generation != self._generation or words[INTENT] != generation:
                     self._refresh()
-                if self._failure is not None:
-                    raise self._failure
                 waiting = words[WAITING]
                 if waiting:  # first, so that they wake up while this is written; they will wait for the lock
                     words[WAITING] = 0
@@ -158,36 +139,35 @@ class Partition:
                 size = len(batch) + 8
                 if self._position + size > self._segment_bytes_max and self._position:
                     self._roll(wait)
+                segment = self._segment
+                assert segment is not None
                 offset, position = self._next_offset, self._position
                 words[INTENT] = words[GENERATION] + 1
                 try:
-                    written = self._pwrite(self._log_fd, offset.to_bytes(8, "big") + batch, position)
+                    written = self._pwrite(segment.log_fd, offset.to_bytes(8, "big") + batch, position)
                     if written != size:
                         raise OSError(errno.ENOSPC, f"{written} of {size} bytes written")
+                    end = offset + count
+                    if timestamp_ms > words[TIMESTAMP_MAX]:
+                        words[TIMESTAMP_MAX], words[TIMESTAMP_MAX_OFFSET] = timestamp_ms, end - 1
                     if position - self._steady.index_position >= INDEX_INTERVAL_BYTES or not position:
-                        self._index(offset + count - 1, position)
+                        self._steady = segment.index(self._head, self._steady, end - 1, position)
                 except OSError as error:
-                    raise self._undo(error) from error
-                self._next_offset = offset + count
+                    raise self._undo(segment, error) from error
+                self._next_offset = self._appended = end
                 self._position = position + size
-                self._generation = self._publish(position + size, offset + count, self._steady)
-                self._appended += 1
+                self._generation = self._publish(position + size, end, self._steady)
             finally:
                 flock(head_fd, UNLOCK)
         finally:
             self._mutex.release()
         return offset
 
-    def _index(self, last_offset: int, position: int) -> None:
-        base, size = self._steady.segment_base, self._steady.index_size
-        self._pwrite(self._index_fd, ENTRY.pack(last_offset - base, position), size)
-        self._steady = self._steady.with_index(position, size + ENTRY.size)
-
-    def _undo(self, error: OSError) -> StorageFull | StorageError:
+    def _undo(self, segment: ActiveSegment, error: OSError) -> StorageFull | StorageError:
         """Take back an append that failed: the log ends where it ended before, or refuses further writes."""
         self._generation = -1  # what is cached may be wrong: the next append reads the head again
         try:
-            self._files.truncate(self._log_fd, self._position)
+            self._files.truncate(segment.log_fd, self._position)
         except OSError as second:
             # `intent` stays ahead of the generation, so whoever appends next cuts the tail first.
             self._failure = StorageError(f"{self.name}: {error.strerror}, and the tail can't be cut: {second.strerror}")
@@ -200,42 +180,36 @@ class Partition:
 
     def _refresh(self) -> None:
         """Bring the cache up to the head; cut what a writer that died left behind. Under both locks."""
+        if self._failure is not None:
+            raise self._failure
+        notice = self._words[NOTICE]
+        if notice & Notice.DELETED:
+            raise TopicNotFound(f"{self.name}: the topic has been deleted")
+        if notice & Notice.FAILED:
+            raise StorageError(
+                f"{self.name}: an fsync failed in another process. Writes are refused until the broker is reopened"
+            )
         state = self._head.state()
         try:
-            if state.segment_base != self._open_base:
+            if self._segment is None or state.segment_base != self._segment.base:
                 self._open_segment(state.segment_base)
             if self._head.is_interrupted:
-                self._clean_up(state)
+                clean_up(self._files, self._directory, self.name, self._head, state)
         except OSError as error:
             raise storage_error(self.name, self._directory, error) from error
+        if not state.position:  # whoever rolled may have died before it said so
+            self._head.set_times(Times())
         self._steady = Steady.of(state)
         self._position, self._next_offset = state.position, state.next_offset
         self._generation = self._words[GENERATION]
 
-    def _clean_up(self, state: HeadState) -> None:
-        """Cut what a writer left that died while appending, and remove the segment that one was about to begin."""
-        for base in segment_bases(self._files, self._directory):
-            if base > state.segment_base:
-                remove_segment(self._files, self._directory, base)
-        excess = self._files.size(self._log_fd) - state.position
-        self._files.truncate(self._log_fd, state.position)
-        self._head.abandon()
-        _log.warning("%s: a writer died while appending; cut %d bytes it left", self.name, excess)
-
     def _open_segment(self, base: int) -> None:
         """Append to segment `base` from now on."""
-        log_fd = self._files.open(names.log(self._directory, base), create=True)
-        try:
-            index_fd = self._files.open(names.index(self._directory, base), create=True)
-        except OSError:
-            self._files.close(log_fd)
-            raise
-        with self._sync_mutex:  # nobody may be syncing what is closed here
-            old = self._log_fd, self._index_fd
-            self._log_fd, self._index_fd, self._open_base = log_fd, index_fd, base
-        for fd in old:
-            if fd >= 0:
-                self._files.close(fd)
+        segment = ActiveSegment(self._files, self._directory, base)
+        with self._syncer.mutex:  # nobody may be syncing what is closed here
+            old, self._segment = self._segment, segment
+        if old is not None:
+            old.close()
 
     def _roll(self, wait: bool) -> None:
         """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last.
@@ -244,59 +218,100 @@ class Partition:
         """
         if not wait:
             raise WouldBlock
-        self._sync_fd(self._log_fd)
+        assert self._segment is not None
         base, start = self._next_offset, self._steady.start_offset
+        self._sync_log(self._segment)
         self._head.begin()
         self._generation = -1
         try:
+            self._segment.index_time(self._head)
+            self._segment.sync_indexes()
             self._open_segment(base)
             self._files.sync_directory(self._directory)
         except OSError as error:
             raise storage_error(self.name, self._directory, error) from error
         self._position = 0
-        self._steady = Steady.of(HeadState(base, 0, base, -1, 0, start))
+        state = HeadState(base, 0, base, -1, 0, start)
+        self._steady = Steady.of(state)
+        self._words[SYNCED], self._words[NAMED] = base, 1
         self._generation = self._publish(0, base, self._steady)
+        self._head.set_times(Times())
+        with suppress(OSError):  # recovery would scan a little more
+            checkpoint.write(self._files, self._directory, Checkpoint(state, Times()))
+            self._checkpointed = (base, 0)
 
     # -- durability
 
     @property
     def needs_sync(self) -> bool:
-        """Whether this process has appended anything since its last `sync`."""
-        return self._appended > self._synced
+        """Whether something that this process has appended may not be on stable storage."""
+        return self._appended > self._words[SYNCED]
 
     def sync(self) -> None:
         """Return once everything this process has appended is on stable storage. Raises StorageError, then for good.
 
-        A thread that comes while another syncs waits, and often finds its own append covered: group commit.
+        A thread or process that comes while another syncs waits, and often finds its own append covered: group commit.
         """
-        wanted = self._appended
-        with self._sync_mutex:
-            if self._synced >= wanted:
-                return
-            covered = self._appended
-            self._sync_fd(self._log_fd)
-            if not self._is_directory_synced:  # the file may be new, by whomever: its name must last as well
-                self._sync_directory()
-            self._synced = covered
-
-    def _sync_directory(self) -> None:
-        try:
-            self._files.sync_directory(self._directory)
-        except OSError as error:
-            raise storage_error(self.name, self._directory, error) from error
-        self._is_directory_synced = True
-
-    def _sync_fd(self, fd: int) -> None:
         if self._failure is not None:
             raise self._failure
+        segment, wanted = self._segment, self._appended
+        if segment is None or wanted <= self._words[SYNCED]:
+            return
         try:
-            self._files.sync(fd)
+            self._syncer.sync(self._segment or segment, wanted)
+        except SyncFailed as failure:
+            self._refuse(failure)
+            raise
+        done = self._checkpointed
+        if done is None:
+            self._checkpointed = (segment.base, self._position)
+        elif segment.base != done[0] or self._position - done[1] >= CHECKPOINT_BYTES:
+            self._write_checkpoint()
+
+    def _sync_log(self, segment: ActiveSegment) -> None:
+        try:
+            self._syncer.sync_log(segment)
+        except SyncFailed as failure:
+            self._failure = failure
+            self._head.notify(Notice.FAILED)
+            raise
+
+    def _refuse(self, failure: StorageError) -> None:
+        """Refuse writes from here on, in every process."""
+        self._failure = failure
+        with self._mutex:
+            if self._head_fd >= 0:
+                lock(self._head_fd)
+                try:
+                    self._head.notify(Notice.FAILED)
+                finally:
+                    unlock(self._head_fd)
+
+    def _write_checkpoint(self) -> None:
+        """Note how far the log is sound and synced. What goes wrong costs recovery a longer scan, nothing else."""
+        try:
+            with self._mutex:
+                if self._head_fd >= 0 and self._segment is not None and self._failure is None:
+                    self._checkpoint(self._segment)
+        except SyncFailed as failure:
+            self._refuse(failure)
         except OSError as error:
-            self._failure = StorageError(
-                f"{self.name}: fsync of {self._directory} failed: {error.strerror}. What was published since the last "
-                "one may be lost; writes are refused until the broker is reopened"
-            )
-            raise self._failure from error
+            _log.debug("%s: no checkpoint: %s", self.name, error)
+
+    def _checkpoint(self, segment: ActiveSegment) -> None:
+        lock(self._head_fd)
+        try:
+            state, times = self._head.state(), self._head.times()
+        finally:
+            unlock(self._head_fd)
+        if state.segment_base != segment.base:
+            return
+        with self._syncer.mutex:
+            if self._words[SYNCED] < state.next_offset:
+                self._syncer.sync_log(segment)
+            segment.sync_indexes()
+        checkpoint.write(self._files, self._directory, Checkpoint(state, times))
+        self._checkpointed = (state.segment_base, state.position)
 
     # -- reading
 
@@ -310,9 +325,8 @@ class Partition:
 
     def size_bytes(self) -> int:
         """Bytes of the log's segments on disk."""
-        return sum(
-            os.stat(names.log(self._directory, base)).st_size for base in segment_bases(self._files, self._directory)
-        )
+        bases = segment_bases(self._files, self._directory)
+        return sum(self._files.size_of(names.log(self._directory, base)) for base in bases)
 
     def cursor(self, offset: int) -> Cursor:
         """A place to read on from. Below the start it is the start."""
@@ -335,10 +349,13 @@ class Partition:
         return BrokerUnavailable(f"{self.name}: the broker has been closed by this process; open it again")
 
     def close(self) -> None:
+        """Note how far the log is sound, if this process has appended to it, and let go of its files."""
+        if self._appended:
+            self._write_checkpoint()
         with self._mutex:
-            for fd in (self._log_fd, self._index_fd):
-                if fd >= 0:
-                    self._files.close(fd)
+            if self._segment is not None:
+                self._segment.close()
+            self._syncer.close()
             if self._head_fd >= 0:
                 close_lockable(self._files, self._head_fd)
-            self._log_fd = self._index_fd = self._head_fd = -1
+            self._head_fd, self._segment = -1, None

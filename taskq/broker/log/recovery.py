@@ -1,34 +1,67 @@
-"""Finding the true end of a partition's log when its head can't be trusted: a new partition, or one after a reboot.
+"""Finding the true end of a partition's log when its head can't be trusted, and repairing one whose fsync failed.
 
-Only the last segment is scanned, since a segment is synced before the next one is begun. Its batches are checked one by
-one; the first that is not whole, or not sound, ends the log, and what follows is cut. A torn tail is normal after a
-power cut and not worth more than a line in the report.
+After a reboot (`recover`) only the last segment is scanned, since a segment is on stable storage before the next one is
+begun, and of it only what is past the checkpoint (checkpoint.py). Its batches are checked one by one; the first that
+is not whole, or not sound, ends the log, and what follows is cut. A torn tail is normal after a power cut and not worth
+more than a line in the report. If sound batches come after it, what is cut is kept in a file of its own, set aside.
+
+What was once synced is never thrown away, and offsets that were once synced are never given out again: damage in a
+closed segment stays where it is and is reported by whoever reads it; where a part of the log is gone that the checkpoint
+knows of, the log goes on at a new segment past it, so that the gap can be seen.
+
+After an fsync that failed (`repair`) the system may have dropped what it could not write, and says so but once. What was
+appended since the last good sync is therefore read, checked, written again and synced before anybody appends.
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
-from attrs import frozen
+from attrs import asdict, evolve, frozen
 
-from taskq.broker.log import names
-from taskq.broker.log.batch import HEADER_BYTES, BadBatch, check_crc, read_header
-from taskq.broker.log.files import Files
-from taskq.broker.log.head import HeadState
-from taskq.broker.log.index import ENTRY, INDEX_INTERVAL_BYTES
+from taskq.broker.log import checkpoint, names
+from taskq.broker.log.batch import BASE_OFFSET, BadBatch, encode_filler
+from taskq.broker.log.checkpoint import Checkpoint
+from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
+from taskq.broker.log.head import HeadState, Times
+from taskq.broker.log.index import IndexBuilder, find, is_index_sound, is_time_index_sound
+from taskq.broker.log.scan import Scanned, next_sound_batch, scan
 
-_SCAN_BYTES = 1024 * 1024
+_COPY_BYTES = 1024 * 1024
+_REPORTS_KEPT = 10
+
+_log = logging.getLogger("taskq.log")
 
 
 @frozen
 class RecoveryReport:
-    """What recovery did with a partition."""
+    """What recovery did with a partition. The last ones are kept in its directory, as recovery.json."""
 
     directory: str
+    cause: str
     state: HeadState
-    bytes_cut: int
-    reason: str
-    """Why the log ends where it ends; empty if the last batch was whole."""
+    times: Times
+    scanned_bytes: int = 0
+    cut_bytes: int = 0
+    reason: str = ""
+    """Why the log ends where it ends; empty if the last batch was whole and nothing came after it."""
+    set_aside: tuple[str, ...] = ()
+    """Files with what was cut, if there were sound batches in it."""
+    missing: tuple[int, int] | None = None
+    """The offsets from the first up to the second had been on stable storage, and are gone."""
+    committed: tuple[str, ...] = ()
+    """What groups had committed beyond the end, and was brought back to it."""
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.reason or self.set_aside or self.missing or self.committed)
 
 
 def segment_bases(files: Files, directory: str) -> list[int]:
@@ -38,71 +71,222 @@ def segment_bases(files: Files, directory: str) -> list[int]:
 
 
 def remove_segment(files: Files, directory: str, base: int) -> None:
-    """Remove a segment's files."""
-    for path in (names.index(directory, base), names.log(directory, base)):
+    """Remove a segment's files, the log last: without it, the others would be rubbish that nobody finds."""
+    for path in (names.index(directory, base), names.timeindex(directory, base), names.log(directory, base)):
         with suppress(FileNotFoundError):
             files.unlink(path)
 
 
-def _size(files: Files, path: str) -> int:
-    fd = files.open(path, write=False)
+def recover(files: Files, directory: str) -> RecoveryReport:
+    """Scan, cut what is torn, rebuild the indexes, and say where the log ends. Call under the append lock."""
+    known = checkpoint.read(files, directory)
+    bases = _usable_segments(files, directory, known)
+    if not bases and known is None:  # a new partition: its first `sync` makes the file's name durable too
+        files.close(files.open(names.log(directory, 0), create=True))
+        return RecoveryReport(directory, "new", HeadState(0, 0, 0, -1, 0, 0), Times())
+    report = _recover_last(files, directory, bases, known) if bases else None
+    ended = report.state.next_offset if report else 0
+    if known is not None and known.state.next_offset > ended:
+        report = _begin_after_gap(files, directory, bases, known.state, report)
+    assert report is not None
+    files.sync_directory(directory)
+    return report
+
+
+def _usable_segments(files: Files, directory: str, known: Checkpoint | None) -> list[int]:
+    """The segments, but for what retention was about to remove and what was begun and never written to."""
+    bases = segment_bases(files, directory)
+    start = known.state.start_offset if known else 0
+    while len(bases) > 1 and bases[1] <= start:
+        remove_segment(files, directory, bases.pop(0))
+    while len(bases) > 1 and not files.size_of(names.log(directory, bases[-1])):
+        if known is not None and known.state.segment_base == bases[-1]:
+            break
+        remove_segment(files, directory, bases.pop())
+    return bases
+
+
+def _recover_last(files: Files, directory: str, bases: Sequence[int], known: Checkpoint | None) -> RecoveryReport:
+    base = bases[-1]
+    log_fd = files.open(names.log(directory, base))
     try:
-        return files.size(fd)
+        builder, position, next_offset = _start(files, directory, log_fd, base, known)
+        scanned = scan(files, log_fd, position, next_offset, builder.add)
+        size = files.size(log_fd)
+        aside = _cut(files, directory, log_fd, base, scanned, size)
+        files.sync(log_fd)
+    finally:
+        files.close(log_fd)
+    _write_indexes(files, directory, base, builder)
+    start = max(bases[0], known.state.start_offset if known else 0)
+    return RecoveryReport(
+        directory,
+        "its head is missing or of another boot",
+        _state(base, scanned, builder, start),
+        builder.times,
+        scanned_bytes=size - position,
+        cut_bytes=size - scanned.position,
+        reason=scanned.reason,
+        set_aside=aside,
+    )
+
+
+def _state(base: int, scanned: Scanned, builder: IndexBuilder, start: int) -> HeadState:
+    last, size = builder.last_position, len(builder.index)
+    return HeadState(base, scanned.position, scanned.next_offset, last, size, start)
+
+
+def _start(
+    files: Files, directory: str, log_fd: int, base: int, known: Checkpoint | None
+) -> tuple[IndexBuilder, int, int]:
+    """Where to begin to scan segment `base`: (what its indexes hold before that, position, offset due there)."""
+    if known is not None and known.state.segment_base == base and known.state.position <= files.size(log_fd):
+        state, times = known.state, known.times
+        index = _read_up_to(files, names.index(directory, base), state.index_size)
+        time_index = _read_up_to(files, names.timeindex(directory, base), times.index_size)
+        is_whole = len(index) == state.index_size and len(time_index) == times.index_size
+        if is_whole and is_index_sound(index, state.position) and is_time_index_sound(time_index):
+            return IndexBuilder(base, index, time_index, times), state.position, state.next_offset
+    return IndexBuilder(base), 0, base
+
+
+def _read_up_to(files: Files, path: str, size: int) -> bytes:
+    try:
+        return read_whole(files, path)[:size]
+    except FileNotFoundError:
+        return b""
+
+
+def _cut(files: Files, directory: str, log_fd: int, base: int, scanned: Scanned, size: int) -> tuple[str, ...]:
+    """Cut what is not sound; return the file it is kept in if there are sound batches in it."""
+    aside: tuple[str, ...] = ()
+    if size > scanned.position:
+        if next_sound_batch(files, log_fd, scanned.position, scanned.next_offset):
+            aside = (names.aside(directory, base, scanned.position),)
+            _copy(files, log_fd, scanned.position, aside[0])
+        files.truncate(log_fd, scanned.position)
+    return aside
+
+
+def _copy(files: Files, log_fd: int, position: int, path: str) -> None:
+    fd = files.open(path, create=True)
+    try:
+        written = 0
+        while chunk := files.pread(log_fd, _COPY_BYTES, position + written):
+            _write_all(files, fd, chunk, written)
+            written += len(chunk)
+        files.sync(fd)
     finally:
         files.close(fd)
 
 
-def recover(files: Files, directory: str) -> RecoveryReport:
-    """Scan, cut what is torn, rebuild the index, and say where the log ends. Call under the append lock."""
-    bases = segment_bases(files, directory)
-    if not bases:  # a new partition: its first `sync` makes the file's name durable too
-        files.close(files.open(names.log(directory, 0), create=True))
-        return RecoveryReport(directory, HeadState(0, 0, 0, -1, 0, 0), 0, "")
-    while len(bases) > 1 and _size(files, names.log(directory, bases[-1])) == 0:
-        remove_segment(files, directory, bases.pop())  # begun, and nothing of it was kept
-    base = bases[-1]
+def _write_all(files: Files, fd: int, data: bytes, position: int) -> None:
+    written = 0
+    while written < len(data):
+        count = files.pwrite(fd, data[written:], position + written)
+        if not count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += count
+
+
+def _write_indexes(files: Files, directory: str, base: int, builder: IndexBuilder) -> None:
+    for path, data in (
+        (names.index(directory, base), builder.index),
+        (names.timeindex(directory, base), builder.time_index),
+    ):
+        fd = files.open(path, create=True)
+        try:
+            files.truncate(fd, 0)
+            if data:
+                _write_all(files, fd, bytes(data), 0)
+        finally:
+            files.close(fd)
+
+
+def _begin_after_gap(
+    files: Files, directory: str, bases: Sequence[int], known: HeadState, report: RecoveryReport | None
+) -> RecoveryReport:
+    """Go on past what is gone, in a new segment: its offsets have been given out, and groups may have finished them."""
+    base = known.next_offset
+    files.close(files.open(names.log(directory, base), create=True))
+    start = max(bases[0], known.start_offset) if bases else base
+    state = HeadState(base, 0, base, -1, 0, start)
+    first = report.state.next_offset if report else known.start_offset
+    empty = RecoveryReport(directory, "its head is missing or of another boot", state, Times())
+    return evolve(report or empty, state=state, times=Times(), missing=(first, base))
+
+
+def repair(files: Files, directory: str, state: HeadState, synced: int) -> RecoveryReport:
+    """Write again what was appended since the last good sync, and sync it. Call under the append lock.
+
+    What can no longer be read as it was written is replaced by a batch without records, which keeps its offsets from
+    being given out again. Raises OSError if it fails again.
+    """
+    base = state.segment_base
     log_fd = files.open(names.log(directory, base))
-    index_fd = files.open(names.index(directory, base), create=True)
     try:
-        position, next_offset, index, reason = _scan(files, log_fd, base)
-        cut = files.size(log_fd) - position
-        if cut:
-            files.truncate(log_fd, position)
-        files.truncate(index_fd, 0)
-        files.pwrite(index_fd, bytes(index), 0)
+        try:
+            position = find(files, log_fd, b"", base, max(base, synced), state.next_offset)
+        except BadBatch:
+            position = 0
+        builder = IndexBuilder(base)
+        scanned = scan(files, log_fd, 0, base, builder.add, state.position)
+        at = position
+        while at < scanned.position:
+            chunk = files.pread(log_fd, min(_COPY_BYTES, scanned.position - at), at)
+            _write_all(files, log_fd, chunk, at)
+            at += len(chunk)
+        missing, cut = None, state.position - scanned.position
+        if scanned.next_offset < state.next_offset:
+            missing = (scanned.next_offset, state.next_offset)
+            files.truncate(log_fd, scanned.position)
+            filler = BASE_OFFSET.pack(missing[0]) + encode_filler(missing[1] - missing[0])
+            _write_all(files, log_fd, filler, scanned.position)
+            scanned = Scanned(scanned.position + len(filler), missing[1], scanned.reason)
         files.sync(log_fd)
     finally:
         files.close(log_fd)
-        files.close(index_fd)
-    last_indexed = ENTRY.unpack_from(index, len(index) - ENTRY.size)[1] if index else -1
-    state = HeadState(base, position, next_offset, last_indexed, len(index), bases[0])
-    return RecoveryReport(directory, state, cut, reason if cut else "")
+    _write_indexes(files, directory, base, builder)
+    files.sync_directory(directory)
+    return RecoveryReport(
+        directory,
+        "an fsync failed",
+        _state(base, scanned, builder, state.start_offset),
+        builder.times,
+        scanned_bytes=state.position - position,
+        cut_bytes=cut,
+        reason=scanned.reason,
+        missing=missing,
+    )
 
 
-def _scan(files: Files, log_fd: int, base_offset: int) -> tuple[int, int, bytearray, str]:
-    """Walk a segment's batches: (end of the sound part, its next offset, an index of it, why it ends there)."""
-    position, next_offset, index, last_indexed = 0, base_offset, bytearray(), -INDEX_INTERVAL_BYTES
-    want = _SCAN_BYTES
-    while True:
-        buffer = files.pread(log_fd, want, position)
-        at = 0
-        while len(buffer) - at >= HEADER_BYTES:
-            try:
-                header = read_header(buffer, at)
-                if at + header.size > len(buffer):
-                    break
-                check_crc(buffer, at, header)
-            except BadBatch as bad:
-                return position + at, next_offset, index, bad.reason
-            if header.base_offset != next_offset:
-                reason = f"a batch of offset {header.base_offset} where {next_offset} is due"
-                return position + at, next_offset, index, reason
-            if position + at - last_indexed >= INDEX_INTERVAL_BYTES:
-                last_indexed = position + at
-                index += ENTRY.pack(header.next_offset - 1 - base_offset, last_indexed)
-            at += header.size
-            next_offset = header.next_offset
-        position += at
-        if len(buffer) < want:
-            return position, next_offset, index, "the last batch is not all there"
-        want = _SCAN_BYTES if at else want * 2
+def keep_report(files: Files, name: str, report: RecoveryReport) -> None:
+    """Log what recovery found, and keep it in the partition's directory."""
+    if report.cause == "new":
+        return
+    say = _log.info if report.is_clean else _log.warning
+    state = report.state
+    parts = [f"recovered, since {report.cause}: offsets {state.start_offset} to {state.next_offset}"]
+    if report.cut_bytes:
+        parts.append(f"cut {report.cut_bytes} bytes ({report.reason})")
+    if report.set_aside:
+        parts.append(f"sound batches among them are in {', '.join(report.set_aside)}")
+    if report.missing:
+        parts.append(f"offsets {report.missing[0]} to {report.missing[1]} are gone, though they had been synced")
+    parts += report.committed
+    say("%s: %s", name, "; ".join(parts))
+    path = names.recovery_report(report.directory)
+    with suppress(OSError):
+        write_whole(files, path, encode_json([*_kept(files, path), _as_json(report)][-_REPORTS_KEPT:]))
+
+
+def _kept(files: Files, path: str) -> list[Any]:
+    try:
+        kept = json.loads(read_whole(files, path))
+    except (FileNotFoundError, ValueError):
+        return []
+    return kept if isinstance(kept, list) else []
+
+
+def _as_json(report: RecoveryReport) -> dict[str, Any]:
+    return {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **asdict(report)}

@@ -11,6 +11,7 @@ from taskq.broker.log.batch import check_crc, encode_one, read_header
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
 
+NOW_MS = 1_700_000_000_000
 OpenPartition = Callable[..., Partition]
 
 
@@ -40,7 +41,7 @@ def open_partition(tmp_path: Path) -> Iterator[OpenPartition]:
 
     def open_one(files: RealFiles | None = None, **options: int) -> Partition:
         partition = Partition(
-            files or RealFiles(), str(tmp_path), "feed/0", lambda bits: None, lambda end: None, **options
+            files or RealFiles(), str(tmp_path), "feed/0", lambda bits: None, lambda end: (), **options
         )
         opened.append(partition)
         return partition
@@ -52,5 +53,5 @@ def open_partition(tmp_path: Path) -> Iterator[OpenPartition]:
             partition.close()
 
 
-def plain(value: bytes, timestamp_ms: int = 1_700_000_000_000) -> bytes:
+def plain(value: bytes, timestamp_ms: int = NOW_MS) -> bytes:
     return encode_one(value, None, (), timestamp_ms)

@@ -41,13 +41,13 @@ def test_the_last_commit_holds_and_goes_with_the_lease(tmp_path: Path) -> None:
     lease = take(tmp_path, "first")
     assert lease is not None
     for number in range(5):
-        lease.commit(Committed(number, bytes([number]) * number))
+        lease.commit(Committed(number, bytes([number]) * number), 10_000)
         assert look(tmp_path)[1] == Committed(number, bytes([number]) * number)
     lease.release()
     again = take(tmp_path, "second")
     assert again is not None
     assert again.committed == Committed(4, b"\4" * 4)
-    again.commit(Committed(9))
+    again.commit(Committed(9), 10_000)
     assert look(tmp_path)[1] == Committed(9)
     again.release()
 
@@ -57,11 +57,11 @@ def test_a_commit_that_was_torn_leaves_the_one_before(tmp_path: Path, commits: i
     lease = take(tmp_path, "first")
     assert lease is not None
     for number in range(commits):
-        lease.commit(Committed(number, b"metadata"))
+        lease.commit(Committed(number, b"metadata"), 10_000)
     lease.release()
     whole = lease_file(tmp_path).read_bytes()
     slot = OWNER_BYTES + SLOT_BYTES * ((commits + 1) & 1)
-    torn = encode_slot(commits + 1, Committed(1000, b"x" * COMMIT_METADATA_BYTES_MAX))
+    torn = encode_slot(commits + 1, Committed(1000, b"x" * COMMIT_METADATA_BYTES_MAX), 10_000)
     for size in (1, 4, 20, 30, 2000, len(torn) - 1):
         lease_file(tmp_path).write_bytes(whole[:slot] + torn[:size] + whole[slot + size :])
         assert look(tmp_path)[1] == Committed(commits - 1, b"metadata")
@@ -74,5 +74,5 @@ def test_any_bytes_are_read_without_an_error(raw: bytes) -> None:
 
 @given(st.integers(0, 1 << 62), st.integers(1, 1 << 62), st.binary(max_size=COMMIT_METADATA_BYTES_MAX))
 def test_a_commit_comes_back_as_it_was(offset: int, sequence: int, metadata: bytes) -> None:
-    raw = b"owner".ljust(OWNER_BYTES, b"\0") + encode_slot(sequence, Committed(offset, metadata))
+    raw = b"owner".ljust(OWNER_BYTES, b"\0") + encode_slot(sequence, Committed(offset, metadata), 10_000)
     assert read(raw) == ("owner", Committed(offset, metadata), sequence)

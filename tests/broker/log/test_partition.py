@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from taskq.broker.log import head as head_module
 from taskq.broker.log.files import RealFiles
 from taskq.broker.port import PartitionBounds, Record, WouldBlock
 from taskq.errors import CorruptLog, StorageError, StorageFull
-from tests.broker.log.conftest import OpenPartition, plain
+from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
 
 
 def read_all(partition: object, offset: int = 0, bytes_max: int = 1 << 20) -> list[Record]:
@@ -33,7 +32,7 @@ def values(records: list[Record]) -> list[bytes | None]:
 
 def reboot(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on heads of before are those of another boot."""
-    monkeypatch.setattr(head_module, "boot_id", lambda: (1, 2))
+    monkeypatch.setattr(RealFiles, "boot_id", lambda self: (1, 2))
 
 
 class FailingFiles(RealFiles):
@@ -59,7 +58,7 @@ class FailingFiles(RealFiles):
 
 def test_offsets_count_records_not_batches(open_partition: OpenPartition) -> None:
     partition = open_partition()
-    assert [partition.append(plain(b"%d" % n), 1) for n in range(5)] == [0, 1, 2, 3, 4]
+    assert [partition.append(plain(b"%d" % n), 1, NOW_MS) for n in range(5)] == [0, 1, 2, 3, 4]
     assert partition.bounds() == PartitionBounds(0, 5)
     assert values(read_all(partition)) == [b"0", b"1", b"2", b"3", b"4"]
 
@@ -67,7 +66,7 @@ def test_offsets_count_records_not_batches(open_partition: OpenPartition) -> Non
 def test_another_opener_reads_and_appends_at_once(open_partition: OpenPartition) -> None:
     first, second = open_partition(), open_partition()
     for number in range(100):
-        (first if number % 3 else second).append(plain(b"%d" % number), 1)
+        (first if number % 3 else second).append(plain(b"%d" % number), 1, NOW_MS)
     assert values(read_all(first)) == values(read_all(second)) == [b"%d" % n for n in range(100)]
 
 
@@ -75,21 +74,21 @@ def test_another_opener_reads_and_appends_at_once(open_partition: OpenPartition)
 def test_reading_starts_at_any_offset(open_partition: OpenPartition, offset: int) -> None:
     partition = open_partition()
     for number in range(1000):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     assert [record.offset for record in read_all(partition, offset)] == list(range(offset, 1000))
 
 
 def test_a_batch_larger_than_what_is_read_at_once_is_read_whole(open_partition: OpenPartition) -> None:
     partition = open_partition()
-    partition.append(plain(b"x" * 100_000), 1)
-    partition.append(plain(b"after"), 1)
+    partition.append(plain(b"x" * 100_000), 1, NOW_MS)
+    partition.append(plain(b"after"), 1, NOW_MS)
     assert [len(value or b"") for value in values(read_all(partition, bytes_max=4096))] == [100_000, 5]
 
 
 def test_segments_roll_and_are_read_across(open_partition: OpenPartition, tmp_path: Path) -> None:
     partition = open_partition(segment_bytes_max=2000)
     for number in range(200):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     assert len(list(tmp_path.glob("*.log"))) > 5
     assert [record.offset for record in read_all(partition)] == list(range(200))
     assert [record.offset for record in read_all(partition, 150)] == list(range(150, 200))
@@ -100,7 +99,7 @@ def test_another_opener_follows_a_roll(open_partition: OpenPartition) -> None:
     cursor = second.cursor(0)
     seen: list[bytes | None] = []
     for number in range(40):
-        (first if number % 2 else second).append(plain(b"%d" % number), 1)
+        (first if number % 2 else second).append(plain(b"%d" % number), 1, NOW_MS)
         seen += values(cursor.read(1 << 20))
     assert seen == [b"%d" % n for n in range(40)]
 
@@ -109,7 +108,7 @@ def test_another_opener_follows_a_roll(open_partition: OpenPartition) -> None:
 def test_an_index_is_never_trusted(open_partition: OpenPartition, tmp_path: Path, damage: str) -> None:
     partition = open_partition()
     for number in range(2000):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     (index,) = tmp_path.glob("*.index")
     assert index.stat().st_size > 100
     if damage == "missing":
@@ -127,18 +126,18 @@ def test_a_torn_tail_is_not_corruption(
     reopened = partition = open_partition()
     whole, ends = 0, []
     for number in range(20):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
         ends.append(partition.size_bytes())
     (log,) = tmp_path.glob("*.log")
     raw = log.read_bytes()
     for boot, cut in enumerate(range(len(raw), ends[15], -7)):
         log.write_bytes(raw[:cut])
-        monkeypatch.setattr(head_module, "boot_id", lambda boot=boot: (3, boot))
+        monkeypatch.setattr(RealFiles, "boot_id", lambda self, boot=boot: (3, boot))
         reopened = open_partition()
         whole = sum(end <= cut for end in ends)
         assert values(read_all(reopened)) == [b"%d" % n for n in range(whole)]
         assert log.stat().st_size == (ends[whole - 1] if whole else 0)
-    assert reopened.append(plain(b"next"), 1) == whole
+    assert reopened.append(plain(b"next"), 1, NOW_MS) == whole
 
 
 def test_after_a_reboot_garbage_and_what_follows_it_is_cut(
@@ -146,7 +145,7 @@ def test_after_a_reboot_garbage_and_what_follows_it_is_cut(
 ) -> None:
     partition = open_partition()
     for number in range(10):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     (log,) = tmp_path.glob("*.log")
     raw = bytearray(log.read_bytes())
     size = len(raw) // 10
@@ -155,7 +154,7 @@ def test_after_a_reboot_garbage_and_what_follows_it_is_cut(
     reboot(monkeypatch)
     reopened = open_partition()
     assert reopened.bounds() == PartitionBounds(0, 6)
-    reopened.append(plain(b"new"), 1)
+    reopened.append(plain(b"new"), 1, NOW_MS)
     assert values(read_all(reopened))[-2:] == [b"5", b"new"]
 
 
@@ -164,7 +163,7 @@ def test_recovery_rebuilds_the_index(
 ) -> None:
     partition = open_partition()
     for number in range(1000):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     (index,) = tmp_path.glob("*.index")
     before = index.read_bytes()
     index.write_bytes(b"\xff" * 77)
@@ -177,7 +176,7 @@ def test_damage_is_reported_with_file_and_position(open_partition: OpenPartition
     """Guarantee 9: a damaged batch is never served, and what is before it is."""
     partition = open_partition()
     for number in range(10):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     (log,) = tmp_path.glob("*.log")
     raw = bytearray(log.read_bytes())
     size = len(raw) // 10
@@ -196,7 +195,7 @@ def test_damage_is_reported_with_file_and_position(open_partition: OpenPartition
 def test_a_file_that_ends_too_early_is_reported(open_partition: OpenPartition, tmp_path: Path) -> None:
     partition = open_partition()
     for number in range(10):
-        partition.append(plain(b"%d" % number), 1)
+        partition.append(plain(b"%d" % number), 1, NOW_MS)
     (log,) = tmp_path.glob("*.log")
     raw = log.read_bytes()
     log.write_bytes(raw[: len(raw) // 2 - 10])
@@ -212,9 +211,9 @@ import sys
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.batch import encode_one
-partition = Partition(RealFiles(), sys.argv[1], "feed/0", lambda bits: None, lambda end: None)
+partition = Partition(RealFiles(), sys.argv[1], "feed/0", lambda bits: None, lambda end: ())
 for number in range(10**9):
-    partition.append(encode_one(b"%s-%d" % (sys.argv[2].encode(), number), None, (), 1), 1)
+    partition.append(encode_one(b"%s-%d" % (sys.argv[2].encode(), number), None, (), 1), 1, 1)
     if number == 200:
         print("going", flush=True)
 """
@@ -232,10 +231,10 @@ class Files(RealFiles):
             os.kill(os.getpid(), 9)
         return len(data)
 files = Files()
-partition = Partition(files, sys.argv[1], "feed/0", lambda bits: None, lambda end: None)
-partition.append(encode_one(b"whole", None, (), 1), 1)
+partition = Partition(files, sys.argv[1], "feed/0", lambda bits: None, lambda end: ())
+partition.append(encode_one(b"whole", None, (), 1), 1, 1)
 files.dies = True
-partition.append(encode_one(b"torn" * 100, None, (), 1), 1)
+partition.append(encode_one(b"torn" * 100, None, (), 1), 1, 1)
 """
 
 
@@ -248,7 +247,7 @@ def test_what_a_writer_that_was_killed_left_behind_is_cut(open_partition: OpenPa
         assert writer.wait(20) == -signal.SIGKILL
     partition = open_partition()
     assert values(read_all(partition)) == [b"whole"]
-    assert partition.append(plain(b"short"), 1) == 1
+    assert partition.append(plain(b"short"), 1, NOW_MS) == 1
     assert values(read_all(partition)) == [b"whole", b"short"]
 
 
@@ -264,7 +263,7 @@ def test_writers_killed_at_any_moment_lose_and_double_nothing(open_partition: Op
             assert writer.stdout.readline() == "going\n"
             writer.kill()
             writer.wait(10)
-            partition.append(plain(b"between"), 1)
+            partition.append(plain(b"between"), 1, NOW_MS)
     records = read_all(partition)
     assert [record.offset for record in records] == list(range(partition.end()))
     for name in (b"a", b"b", b"c"):
@@ -278,7 +277,7 @@ def test_threads_append_without_losing_any(open_partition: OpenPartition) -> Non
     offsets: list[int] = []
 
     def write() -> None:
-        offsets.extend([partition.append(plain(b"x"), 1) for _ in range(500)])
+        offsets.extend([partition.append(plain(b"x"), 1, NOW_MS) for _ in range(500)])
 
     threads = [threading.Thread(target=write) for _ in range(6)]
     for thread in threads:
@@ -293,54 +292,54 @@ def test_a_full_disk_refuses_and_recovers(open_partition: OpenPartition, code: i
     """Guarantee 10: what is stored stays readable, and publishing works again when space returns."""
     files = FailingFiles()
     partition = open_partition(files)
-    partition.append(plain(b"before"), 1)
+    partition.append(plain(b"before"), 1, NOW_MS)
     files.write_error = code
     for _ in range(2):
         with pytest.raises(StorageFull, match="free space"):
-            partition.append(plain(b"lost"), 1)
+            partition.append(plain(b"lost"), 1, NOW_MS)
     assert values(read_all(partition)) == [b"before"]
     files.write_error = None
-    assert partition.append(plain(b"after"), 1) == 1
+    assert partition.append(plain(b"after"), 1, NOW_MS) == 1
     assert values(read_all(open_partition())) == [b"before", b"after"]
 
 
 def test_half_a_write_is_a_full_disk_and_leaves_nothing(open_partition: OpenPartition, tmp_path: Path) -> None:
     files = FailingFiles()
     partition = open_partition(files)
-    partition.append(plain(b"before"), 1)
+    partition.append(plain(b"before"), 1, NOW_MS)
     size = partition.size_bytes()
     files.write_at_most = 40
     with pytest.raises(StorageFull):
-        partition.append(plain(b"lost"), 1)
+        partition.append(plain(b"lost"), 1, NOW_MS)
     assert partition.size_bytes() == size
     files.write_at_most = None
-    partition.append(plain(b"after"), 1)
+    partition.append(plain(b"after"), 1, NOW_MS)
     assert values(read_all(partition)) == [b"before", b"after"]
 
 
 def test_a_failed_write_of_another_kind_ends_writing(open_partition: OpenPartition) -> None:
     files = FailingFiles()
     partition = open_partition(files)
-    partition.append(plain(b"before"), 1)
+    partition.append(plain(b"before"), 1, NOW_MS)
     files.write_error = errno.EIO
     with pytest.raises(StorageError):
-        partition.append(plain(b"lost"), 1)
+        partition.append(plain(b"lost"), 1, NOW_MS)
     files.write_error = None
     with pytest.raises(StorageError):
-        partition.append(plain(b"refused"), 1)
-    assert open_partition().append(plain(b"after reopening"), 1) == 1
+        partition.append(plain(b"refused"), 1, NOW_MS)
+    assert open_partition().append(plain(b"after reopening"), 1, NOW_MS) == 1
 
 
 def test_a_failed_fsync_is_never_tried_again(open_partition: OpenPartition) -> None:
     files = FailingFiles()
     partition = open_partition(files)
-    partition.append(plain(b"x"), 1)
+    partition.append(plain(b"x"), 1, NOW_MS)
     files.sync_error = errno.EIO
     before = files.syncs
     with pytest.raises(StorageError, match="may be lost"):
         partition.sync()
     files.sync_error = None
-    for attempt in (partition.sync, lambda: partition.append(plain(b"y"), 1)):
+    for attempt in (partition.sync, lambda: partition.append(plain(b"y"), 1, NOW_MS)):
         with pytest.raises(StorageError):
             attempt()
     assert files.syncs == before + 1
@@ -350,7 +349,7 @@ def test_one_fsync_serves_all_that_was_appended_before_it(open_partition: OpenPa
     files = FailingFiles()
     partition = open_partition(files)
     for _ in range(10):
-        partition.append(plain(b"x"), 1)
+        partition.append(plain(b"x"), 1, NOW_MS)
     before = files.syncs
     partition.sync()
     partition.sync()
@@ -364,6 +363,6 @@ def test_appending_without_waiting_gives_way(open_partition: OpenPartition) -> N
     first, second = open_partition(), open_partition()
     lock(first._head_fd)
     with pytest.raises(WouldBlock):
-        second.append(plain(b"x"), 1, wait=False)
+        second.append(plain(b"x"), 1, NOW_MS, wait=False)
     unlock(first._head_fd)
-    assert second.append(plain(b"x"), 1, wait=False) == 0
+    assert second.append(plain(b"x"), 1, NOW_MS, wait=False) == 0

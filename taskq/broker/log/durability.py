@@ -1,0 +1,97 @@
+"""Making appends durable: one fsync serves all who wait for it, threads and processes alike.
+
+Whoever wants its append on stable storage takes the sync lock, a flock on the partition's directory. While it waited,
+the one before may have synced what it wants, since an fsync writes what anybody has written to the file; the head's
+`synced` word says how far. So of many that come at once one syncs, and the next one syncs for all the others.
+
+An fsync that fails is never tried again: the system may have dropped what it could not write, and a second call would
+say that all is well. The partition refuses writes in every process until somebody opens it anew (recovery.repair).
+"""
+
+from __future__ import annotations
+
+import threading
+
+from taskq.broker.log.failures import storage_error
+from taskq.broker.log.files import Files
+from taskq.broker.log.head import NAMED, NOTICE, SYNCED, Head, Notice
+from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
+from taskq.broker.log.segment import ActiveSegment
+from taskq.errors import StorageError
+
+
+class SyncFailed(StorageError):
+    """An fsync failed. What was published since the last one may be lost; the partition refuses writes from here on."""
+
+
+class Syncer:
+    """Syncs one partition. `mutex` is held while the open segment is synced, or replaced by the next one; whoever holds
+    it waits for the sync lock and for nothing else.
+    """
+
+    __slots__ = ("_directory", "_fd", "_files", "_head", "_name", "mutex")
+
+    def __init__(self, files: Files, directory: str, name: str, head: Head) -> None:
+        self._files = files
+        self._directory = directory
+        self._name = name
+        self._head = head
+        self._fd = -1
+        self.mutex = threading.Lock()
+
+    def sync(self, segment: ActiveSegment, wanted: int) -> None:
+        """Return once everything below offset `wanted` is on stable storage; `segment` is the one last appended to.
+
+        Raises SyncFailed, then for good; StorageError if it could not be tried.
+        """
+        words = self._head.words
+        with self.mutex:
+            if words[SYNCED] >= wanted:
+                return
+            self._lock()
+            try:
+                if words[SYNCED] >= wanted:
+                    return
+                if words[NOTICE] & Notice.FAILED:
+                    raise SyncFailed(f"{self._name}: an fsync failed in another process; {_REFUSED}")
+                state = self._head.state()
+                if state.segment_base != segment.base:
+                    return  # ours is in a segment that has been closed: it was synced then
+                self.sync_log(segment)
+                if not words[NAMED]:  # the file may be new, by whomever: its name must last as well
+                    self._sync_name()
+                words[SYNCED] = max(words[SYNCED], state.next_offset)
+            finally:
+                unlock(self._fd)
+
+    def sync_log(self, segment: ActiveSegment) -> None:
+        """Sync the bytes of `segment`. Raises SyncFailed, and tells all other processes."""
+        try:
+            self._files.sync(segment.log_fd)
+        except OSError as error:
+            self._head.words[NOTICE] |= Notice.FAILED
+            raise SyncFailed(f"{self._name}: fsync of {self._directory} failed: {error.strerror}. {_LOST}") from error
+
+    def _sync_name(self) -> None:
+        try:
+            self._files.sync_directory(self._directory)
+        except OSError as error:
+            raise storage_error(self._name, self._directory, error) from error
+        self._head.words[NAMED] = 1
+
+    def _lock(self) -> None:
+        try:
+            if self._fd < 0:
+                self._fd = open_lockable(self._files, self._directory, write=False)
+            lock(self._fd)
+        except OSError as error:
+            raise storage_error(self._name, self._directory, error) from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            close_lockable(self._files, self._fd)
+            self._fd = -1
+
+
+_REFUSED = "writes are refused until the broker is reopened"
+_LOST = f"What was published since the last one may be lost; {_REFUSED}"

@@ -1,0 +1,95 @@
+"""Opening a partition's head: recovering the log if it can't be trusted, repairing it if its last fsync failed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from attrs import evolve
+
+from taskq.broker.log import names
+from taskq.broker.log.failures import storage_error
+from taskq.broker.log.files import Files
+from taskq.broker.log.head import HEAD_BYTES, NOTICE, SYNCED, Head, HeadState, Notice
+from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
+from taskq.broker.log.recovery import keep_report, recover, remove_segment, repair, segment_bases
+from taskq.errors import BrokerUnavailable, TopicNotFound
+
+_log = logging.getLogger("taskq.log")
+
+
+def open_head(files: Files, directory: str, name: str, recovered: Callable[[int], Sequence[str]]) -> tuple[int, Head]:
+    """Open the head of the partition in `directory`: (its descriptor, which carries the append lock; the head).
+
+    `recovered(end)` is called under the lock if the log's end had to be found anew; see Partition. Raises
+    TopicNotFound, BrokerUnavailable, StorageFull or StorageError.
+    """
+    try:
+        head_fd = open_lockable(files, names.head(directory), create=True)
+    except FileNotFoundError:
+        raise TopicNotFound(f"{name}: its directory {directory} is gone; was the topic deleted?") from None
+    except OSError as error:
+        raise BrokerUnavailable(f"{name}: can't open {names.head(directory)}: {error.strerror}") from error
+    try:
+        lock(head_fd)
+        head = _map(files, directory, head_fd)
+        if not head.is_valid():
+            _recover(files, directory, name, head, recovered)
+        elif head.words[NOTICE] & Notice.DELETED:
+            raise TopicNotFound(f"{name}: the topic has been deleted")
+        elif head.words[NOTICE] & Notice.FAILED:
+            _repair(files, directory, name, head)
+        unlock(head_fd)
+    except BaseException as error:
+        close_lockable(files, head_fd)
+        if isinstance(error, OSError):
+            raise storage_error(name, directory, error) from error
+        raise
+    return head_fd, head
+
+
+def _map(files: Files, directory: str, head_fd: int) -> Head:
+    if files.size(head_fd) < HEAD_BYTES:
+        # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
+        files.pwrite(head_fd, bytes(HEAD_BYTES), 0)
+    mapped_fd = files.open(names.head(directory))  # another one than what is locked: see locks.py
+    try:
+        return Head(files.map_shared(mapped_fd, HEAD_BYTES), files.boot_id())
+    finally:
+        files.close(mapped_fd)
+
+
+def _recover(files: Files, directory: str, name: str, head: Head, recovered: Callable[[int], Sequence[str]]) -> None:
+    report = recover(files, directory)
+    report = evolve(report, committed=tuple(recovered(report.state.next_offset)))
+    head.reset(report.state, report.times, synced=report.state.next_offset)
+    keep_report(files, name, report)
+
+
+def _repair(files: Files, directory: str, name: str, head: Head) -> None:
+    if head.is_interrupted:
+        clean_up(files, directory, name, head, head.state())
+    report = repair(files, directory, head.state(), head.words[SYNCED])
+    head.set_times(report.times)
+    head.words[NOTICE] &= ~Notice.FAILED
+    head.republish(report.state)
+    head.words[SYNCED] = report.state.next_offset
+    keep_report(files, name, report)
+
+
+def clean_up(files: Files, directory: str, name: str, head: Head, state: HeadState) -> None:
+    """Cut what a writer left that died while appending, and remove the segment that one was about to begin.
+
+    Call under the append lock.
+    """
+    for base in segment_bases(files, directory):
+        if base > state.segment_base:
+            remove_segment(files, directory, base)
+    log_fd = files.open(names.log(directory, state.segment_base), create=True)
+    try:
+        excess = files.size(log_fd) - state.position
+        files.truncate(log_fd, state.position)
+    finally:
+        files.close(log_fd)
+    head.abandon()
+    _log.warning("%s: a writer died while appending; cut %d bytes it left", name, excess)

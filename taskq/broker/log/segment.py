@@ -1,0 +1,50 @@
+"""The last segment of a partition, open for appending: a log and its two indexes."""
+
+from __future__ import annotations
+
+from taskq.broker.log import names
+from taskq.broker.log.files import Files
+from taskq.broker.log.head import TIMEINDEX_LAST, TIMEINDEX_SIZE, TIMESTAMP_MAX, TIMESTAMP_MAX_OFFSET, Head, Steady
+from taskq.broker.log.index import ENTRY, TIME_ENTRY
+
+
+class ActiveSegment:
+    """Three descriptors. The log's is used directly by who appends; all of it under the append lock."""
+
+    __slots__ = ("_files", "_index_fd", "_timeindex_fd", "base", "log_fd")
+
+    def __init__(self, files: Files, directory: str, base: int) -> None:
+        self._files = files
+        self.base = base
+        opened: list[int] = []
+        try:
+            for path in (names.log(directory, base), names.index(directory, base), names.timeindex(directory, base)):
+                opened.append(files.open(path, create=True))  # noqa: PERF401 - those opened before one fails are closed
+        except OSError:
+            for fd in opened:
+                files.close(fd)
+            raise
+        self.log_fd, self._index_fd, self._timeindex_fd = opened
+
+    def index(self, head: Head, steady: Steady, last_offset: int, position: int) -> Steady:
+        """Add the batch at `position`, whose last offset is given, to the indexes."""
+        self._files.pwrite(self._index_fd, ENTRY.pack(last_offset - self.base, position), steady.index_size)
+        self.index_time(head)
+        return steady.with_index(position, steady.index_size + ENTRY.size)
+
+    def index_time(self, head: Head) -> None:
+        """Say in the time index how far the timestamps have come."""
+        words = head.words
+        timestamp_ms, size = words[TIMESTAMP_MAX], words[TIMEINDEX_SIZE]
+        if timestamp_ms > words[TIMEINDEX_LAST]:
+            entry = TIME_ENTRY.pack(timestamp_ms, words[TIMESTAMP_MAX_OFFSET] - self.base)
+            self._files.pwrite(self._timeindex_fd, entry, size)
+            words[TIMEINDEX_SIZE], words[TIMEINDEX_LAST] = size + TIME_ENTRY.size, timestamp_ms
+
+    def sync_indexes(self) -> None:
+        for fd in (self._index_fd, self._timeindex_fd):
+            self._files.sync(fd)
+
+    def close(self) -> None:
+        for fd in (self.log_fd, self._index_fd, self._timeindex_fd):
+            self._files.close(fd)

@@ -6,11 +6,11 @@ is not whole, or not sound, ends the log, and what follows is cut. A torn tail i
 more than a line in the report. If sound batches come after it, what is cut is kept in a file of its own, set aside.
 
 What was once synced is never thrown away, and offsets that were once synced are never given out again: damage in a
-closed segment stays where it is and is reported by whoever reads it; where a part of the log is gone that the checkpoint
-knows of, the log goes on at a new segment past it, so that the gap can be seen.
+closed segment stays where it is and is reported by whoever reads it; where a part of the log is gone that the
+checkpoint knows of, the log goes on at a new segment past it, so that the gap can be seen.
 
-After an fsync that failed (`repair`) the system may have dropped what it could not write, and says so but once. What was
-appended since the last good sync is therefore read, checked, written again and synced before anybody appends.
+After an fsync that failed (`repair`) the system may have dropped what it could not write, and says so but once. What
+was appended since the last good sync is therefore read, checked, written again and synced before anybody appends.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ bytes past the position, and cuts them.
 Who may do what: the slots, the generation, the intent, the notice, the settings and the words of the time index are
 written only under the append lock (`notice` also by whoever's fsync failed); `waiting` is set and cleared only under
 it, so an append and a consumer going to sleep cannot miss each other; `synced` and `named` are written under the sync
-lock (durability.py) or the append lock; anything may be read at any time. A reader that holds no lock may see a slot half
+lock (durability.py) or the append lock; anything may be read at any time. A reader without the lock may see a slot half
 rewritten, two appends later; the XOR word shows it (also on processors that reorder stores), and it looks again. The
 words of the time index are no part of a slot: a writer that dies between two of them leaves an index that is a little
 off, and an index is never trusted.

@@ -70,7 +70,7 @@ def tables(results: Results) -> str:
         "### What taskq is to reach",
         _targets_table(results),
         "### With what",
-        _table(("", "settings", "durability"), [(p.title, p.settings, p.durability) for p in results.peers.values()]),
+        table(("", "settings", "durability"), [(p.title, p.settings, p.durability) for p in results.peers.values()]),
         "\n".join(f"- {name}: {value}" for name, value in results.machine.items()),
         *_troubles(results),
     ]
@@ -98,7 +98,7 @@ def _peer_table(
             )
             row.append(f"{ours / theirs:.1f}x" if ours and theirs and name != "taskq" else "")
         rows.append(row)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _targets_table(results: Results) -> str:
@@ -106,10 +106,10 @@ def _targets_table(results: Results) -> str:
     for target in targets(results):
         met = "" if target.measured is None else "yes" if target.met else "**no**"
         rows.append((target.what, target.wanted, target.told, met))
-    return _table(("", "wanted", "measured", "met"), rows)
+    return table(("", "wanted", "measured", "met"), rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -129,8 +129,8 @@ def _troubles(results: Results) -> Iterable[str]:
         yield "\n".join(lines)
 
 
-def write_readme(text: str) -> None:
+def write_readme(text: str, begin: str = _BEGIN, end: str = _END) -> None:
     """Put the tables between their markers. Raises ValueError if README.md has no markers."""
     readme = README.read_text()
-    before, after = readme.index(_BEGIN) + len(_BEGIN), readme.index(_END)
+    before, after = readme.index(begin) + len(begin), readme.index(end)
     README.write_text(f"{readme[:before]}\n\n{text}\n\n{readme[after:]}")

@@ -53,6 +53,7 @@ def publisher(on: Stage, kind: str, task: str, count: int, seconds: float = TIME
     command = [sys.executable, "-m", "benchmarks.role", on.peer.name, kind, task, str(count), str(seconds)]
     log = on.directory / "publisher.log"
     answer = on.directory / "answer.json"
+    answer.unlink(missing_ok=True)
     with running(command, on.environ, on.directory, log, answer) as process:
         try:
             code = process.wait(seconds + TIMEOUT_S)

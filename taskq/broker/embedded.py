@@ -158,9 +158,9 @@ class EmbeddedProducer:
         self._flushes = durability.kind == "interval"
 
     def send(
-        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
     ) -> tuple[int, int]:
-        if len(value) > MESSAGE_BYTES_MAX or key is not None or headers:
+        if value is None or len(value) > MESSAGE_BYTES_MAX or key is not None or headers:
             check_size(topic, value, key, headers)
         target = self._topics.get(topic)
         if target is None or (self._syncs_each and not wait):
@@ -223,7 +223,7 @@ def _cut(topic: str, messages: Sequence[Message]) -> Iterator[Sequence[Message]]
     """Cut `messages` into batches of bounded size. Raises MessageTooLarge."""
     start = size = 0
     for index, (value, key, headers) in enumerate(messages):
-        length = len(value)
+        length = 0 if value is None else len(value)
         if length > MESSAGE_BYTES_MAX or key is not None or headers:
             check_size(topic, value, key, headers)
             # Our own headers, which the limit leaves out, take room in a batch as all do.

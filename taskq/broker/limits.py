@@ -18,12 +18,12 @@ PARTITIONS_MAX: Final = 10_000
 """Of one topic. Each is a directory and open files; Kafka's advice for a whole broker is 4,000."""
 
 
-def check_size(topic: str, value: bytes, key: bytes | None, headers: Headers) -> int:
+def check_size(topic: str, value: bytes | None, key: bytes | None, headers: Headers) -> int:
     """Return the size of a message in bytes; raise MessageTooLarge if it is over the limit.
 
     Headers of taskq's own don't count: a message that was just small enough must still fit as a dead letter.
     """
-    size = len(value) + len(key or b"")
+    size = len(value or b"") + len(key or b"")
     size += sum(len(name) + len(text) for name, text in headers if not name.startswith(OWN_HEADERS))
     if size > MESSAGE_BYTES_MAX:
         raise MessageTooLarge(

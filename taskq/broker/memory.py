@@ -155,7 +155,7 @@ class MemoryProducer:
         self._state = state
 
     def send(
-        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
     ) -> tuple[int, int]:
         check_size(topic, value, key, headers)
         with self._state.locked(wait=wait):

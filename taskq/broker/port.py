@@ -21,7 +21,7 @@ release it is right all the same. `pause`, `resume`, `release` and `keep` take p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from attrs import field, frozen
@@ -63,7 +63,8 @@ class Record(NamedTuple):
 class Message(NamedTuple):
     """A record to be sent: the broker gives it an offset and a timestamp."""
 
-    value: bytes
+    value: bytes | None
+    """None is a tombstone: the key's value is gone, and compaction removes what it had."""
     key: bytes | None = None
     headers: Headers = ()
 
@@ -120,9 +121,31 @@ class GroupDescription:
     committed: Mapping[TopicPartition, Committed]
 
 
+@frozen
+class Lost:
+    """A part of a partition's log that is damaged: nothing of it can be read."""
+
+    file: str
+    position: int
+    """Byte in the file at which it begins."""
+    size_bytes: int
+    offset: int
+    """The first offset that is lost."""
+    next_offset: int | None
+    """The first offset after it that can be read; None if that is not known. At most so many records are lost as there
+    are offsets in between."""
+    reason: str
+
+    def __str__(self) -> str:
+        what = f"offsets {self.offset} to {'?' if self.next_offset is None else self.next_offset - 1} are lost"
+        if self.next_offset == self.offset:
+            what = "no offsets are lost"
+        return f"{self.file}: damaged at byte {self.position}: {self.reason}; {self.size_bytes} bytes, {what}"
+
+
 class Producer(Protocol):
     def send(
-        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
     ) -> tuple[int, int]:
         """Append one record; return its (partition, offset) once the broker has it, as durably as configured.
 
@@ -200,11 +223,23 @@ class Reader(Protocol):
 
     def bounds(self, tp: TopicPartition) -> PartitionBounds: ...
 
-    def read(self, tp: TopicPartition, offset: int, bytes_max: int = 1024 * 1024) -> list[Record]:
+    def read(
+        self,
+        tp: TopicPartition,
+        offset: int,
+        bytes_max: int = 1024 * 1024,
+        *,
+        lost: Callable[[Lost], object] | None = None,
+    ) -> list[Record]:
         """Records from `offset` on, at least one if there is one, whole batches up to about `bytes_max` bytes.
 
-        Below the start it reads from the start. At or past the end: an empty list.
+        Below the start it reads from the start. At or past the end: an empty list. At damage it raises CorruptLog,
+        every time; with `lost` it passes over what is damaged instead, and tells `lost` what that is.
         """
+        ...
+
+    def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
+        """The earliest offset whose record's timestamp is `timestamp_ms` or later; the end if there is none."""
         ...
 
     def close(self) -> None: ...

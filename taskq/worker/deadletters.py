@@ -32,4 +32,4 @@ def dead_letter(group: str, task: str, tp: TopicPartition, record: Record, failu
         "time": str(now_ms),
     }
     added = tuple((PREFIX + name, text.encode(errors="backslashreplace")) for name, text in said.items())
-    return Message(record.value or b"", record.key, record.headers + added)
+    return Message(record.value, record.key, record.headers + added)

@@ -89,7 +89,7 @@ def test_an_empty_bulk_send_creates_the_topic_and_appends_nothing(producer: Prod
 
 
 @pytest.mark.parametrize("key", [None, b"", b"\x00\xff", b"k" * 300])
-@pytest.mark.parametrize("value", [b"", b"\x00\xff"])
+@pytest.mark.parametrize("value", [None, b"", b"\x00\xff"])
 @pytest.mark.parametrize(
     "headers", [(), (("a", b""), ("", b"\x00\xff"), ("a", b"again"), ("\u00e9\U0001f600", b"x" * 300))]
 )

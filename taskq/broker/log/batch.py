@@ -32,6 +32,14 @@ from typing import NamedTuple
 
 from fastcrc import crc32
 
+from taskq.broker.log.records import (
+    OPENINGS,
+    VARINT_TABLE_SIZE,
+    VARINTS,
+    decode_record,
+    encode_record,
+)
+from taskq.broker.log.records import BadBatch as BadBatch  # noqa: PLC0414 - raised here too, and imported from here
 from taskq.broker.port import Headers, Message, Record
 
 HEADER = Struct(">qiibIhiqqqhii")
@@ -48,20 +56,21 @@ _UNUSUAL = _COMPRESSION_MASK | _CONTROL_BIT
 _LEADER_EPOCH = 0
 _AFTER_CRC = Struct(">hiqqqhii")
 _BEFORE_CRC = Struct(">iibI")  # batch length, leader epoch, magic, crc
-_VARINT_TABLE_SIZE = 8192  # covers every length that takes one or two bytes
-_VARINT_BYTES_MAX = 10
 _NO_TIMESTAMP = -1
 
 crc32c = crc32.iscsi
 
 
-class BadBatch(ValueError):
-    """Bytes are not a sound batch. `position` counts from the start of the buffer that was given."""
+class ProducerStamp(NamedTuple):
+    """What of a batch tells a retry from a new one: who sent it, in which of its lives, and the batch's sequence."""
 
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(f"byte {position}: {reason}")
-        self.position = position
-        self.reason = reason
+    id: int
+    epoch: int
+    sequence: int
+    """Of the batch's first record; the others count on."""
+
+
+NO_PRODUCER = ProducerStamp(-1, -1, -1)
 
 
 class BatchHeader(NamedTuple):
@@ -91,70 +100,28 @@ class BatchHeader(NamedTuple):
         return self.base_offset + self.last_offset_delta + 1
 
 
-def encode_varint(value: int) -> bytes:
-    """`value` as a zigzag varint: small numbers of either sign take few bytes."""
-    rest = (value << 1) ^ (value >> 63)
-    out = bytearray()
-    while rest > 0x7F:
-        out.append((rest & 0x7F) | 0x80)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)
+def _seal(records: bytes, count: int, timestamp_ms: int, producer: ProducerStamp) -> bytes:
+    return _sign(_AFTER_CRC.pack(0, count - 1, timestamp_ms, timestamp_ms, *producer, count) + records)
 
 
-_VARINTS = tuple(encode_varint(value) for value in range(_VARINT_TABLE_SIZE))
-_NULL = encode_varint(-1)
-# attributes 0, timestamp delta 0, the offset delta, a null key: how the i-th plain record of a batch begins
-_OPENINGS = tuple(b"\x00\x00" + delta + b"\x01" for delta in _VARINTS)
+def _sign(after_crc: bytes) -> bytes:
+    length = len(after_crc) + CRC_START - LENGTH_FIELD_END
+    return _BEFORE_CRC.pack(length, _LEADER_EPOCH, MAGIC, crc32c(after_crc)) + after_crc
 
 
-def _length(value: int) -> bytes:
-    return _VARINTS[value] if value < _VARINT_TABLE_SIZE else encode_varint(value)
-
-
-def _encode_headers(headers: Headers) -> bytes:
-    parts = [_length(len(headers))]
-    for name, value in headers:
-        raw = name.encode()
-        parts += (_length(len(raw)), raw, _length(len(value)), value)
-    return b"".join(parts)
-
-
-def _encode_record(offset_delta: int, value: bytes, key: bytes | None, headers: Headers) -> bytes:
-    body = b"".join(
-        (
-            b"\x00\x00",  # attributes, timestamp delta
-            _length(offset_delta),
-            _NULL if key is None else _length(len(key)) + key,
-            _length(len(value)),
-            value,
-            _encode_headers(headers) if headers else b"\x00",
-        )
-    )
-    return _length(len(body)) + body
-
-
-def _seal(records: bytes, count: int, timestamp_ms: int) -> bytes:
-    after_crc = _AFTER_CRC.pack(0, count - 1, timestamp_ms, timestamp_ms, -1, -1, -1, count) + records
-    return (
-        _BEFORE_CRC.pack(len(after_crc) + CRC_START - LENGTH_FIELD_END, _LEADER_EPOCH, MAGIC, crc32c(after_crc))
-        + after_crc
-    )
-
-
-def encode_one(value: bytes, key: bytes | None, headers: Headers, timestamp_ms: int) -> bytes:
+def encode_one(value: bytes | None, key: bytes | None, headers: Headers, timestamp_ms: int) -> bytes:
     """A batch of one record, without its base offset: `BASE_OFFSET.pack(n) + encode_one(...)` is the whole."""
-    if key is None and not headers and len(value) < _PLAIN_VALUE_BYTES_MAX:
+    if key is None and not headers and value is not None and len(value) < _PLAIN_VALUE_BYTES_MAX:
         # All but the time, the CRC and the value itself follows from the value's length.
         size = len(value)
         before_crc, opening = _plain_frames.get(size) or _plain_frame(size)
         time = timestamp_ms.to_bytes(8, "big")
         after_crc = b"".join((_NO_DELTA, time, time, _LONE, opening, value, b"\x00"))
         return b"".join((before_crc, crc32c(after_crc).to_bytes(4, "big"), after_crc))
-    return _seal(_encode_record(0, value, key, headers), 1, timestamp_ms)
+    return _seal(encode_record(0, value, key, headers), 1, timestamp_ms, NO_PRODUCER)
 
 
-_PLAIN_VALUE_BYTES_MAX = _VARINT_TABLE_SIZE - 8
+_PLAIN_VALUE_BYTES_MAX = VARINT_TABLE_SIZE - 8
 _NO_DELTA = _AFTER_CRC.pack(0, 0, 0, 0, -1, -1, -1, 1)[:6]  # attributes and last offset delta
 _LONE = _AFTER_CRC.pack(0, 0, 0, 0, -1, -1, -1, 1)[22:]  # no producer; one record
 _plain_frames: dict[int, tuple[bytes, bytes]] = {}
@@ -162,21 +129,21 @@ _plain_frames: dict[int, tuple[bytes, bytes]] = {}
 
 def _plain_frame(size: int) -> tuple[bytes, bytes]:
     """What stands before the CRC, and before the value, of a lone plain record whose value has `size` bytes."""
-    opening = _OPENINGS[0] + _VARINTS[size]
-    opening = _VARINTS[len(opening) + size + 1] + opening
+    opening = OPENINGS[0] + VARINTS[size]
+    opening = VARINTS[len(opening) + size + 1] + opening
     length = _AFTER_CRC.size + len(opening) + size + 1 + CRC_START - LENGTH_FIELD_END
     frame = _BEFORE_CRC.pack(length, _LEADER_EPOCH, MAGIC, 0)[:-4], opening
     _plain_frames[size] = frame
     return frame
 
 
-def encode_many(messages: Sequence[Message], timestamp_ms: int) -> bytes:
+def encode_many(messages: Sequence[Message], timestamp_ms: int, producer: ProducerStamp = NO_PRODUCER) -> bytes:
     """A batch of many records, without its base offset. `messages` must not be empty."""
-    varints = _VARINTS
+    varints = VARINTS
     parts: list[bytes] = []
     add = parts.append
     for delta, (value, key, headers) in enumerate(messages):
-        if key is None and not headers and len(value) < 4096 and delta < 4096:
+        if key is None and not headers and value is not None and len(value) < 4096 and delta < 4096:
             offset_delta = varints[delta]
             size = varints[len(value)]
             add(varints[len(offset_delta) + len(size) + len(value) + 4])
@@ -184,17 +151,13 @@ def encode_many(messages: Sequence[Message], timestamp_ms: int) -> bytes:
             add(value)
             add(b"\x00")
         else:
-            add(_encode_record(delta, value, key, headers))
-    return _seal(b"".join(parts), len(messages), timestamp_ms)
+            add(encode_record(delta, value, key, headers))
+    return _seal(b"".join(parts), len(messages), timestamp_ms, producer)
 
 
 def encode_filler(count: int) -> bytes:
     """A batch without records that takes up `count` offsets, without its base offset. Readers pass over it."""
-    after_crc = _AFTER_CRC.pack(0, count - 1, _NO_TIMESTAMP, _NO_TIMESTAMP, -1, -1, -1, 0)
-    return (
-        _BEFORE_CRC.pack(len(after_crc) + CRC_START - LENGTH_FIELD_END, _LEADER_EPOCH, MAGIC, crc32c(after_crc))
-        + after_crc
-    )
+    return _sign(_AFTER_CRC.pack(0, count - 1, _NO_TIMESTAMP, _NO_TIMESTAMP, *NO_PRODUCER, 0))
 
 
 def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
@@ -280,10 +243,10 @@ def _lone_opening(length: int) -> bytes:
     size = length - (HEADER_BYTES - LENGTH_FIELD_END)
     for size_bytes in (1, 2):
         for value_size_bytes in (1, 2):
-            value_size = size - size_bytes - len(_OPENINGS[0]) - value_size_bytes - 1
-            if 0 <= value_size < _VARINT_TABLE_SIZE > size - size_bytes:
-                opening = _VARINTS[size - size_bytes] + _OPENINGS[0] + _VARINTS[value_size]
-                if len(opening) == size_bytes + len(_OPENINGS[0]) + value_size_bytes:
+            value_size = size - size_bytes - len(OPENINGS[0]) - value_size_bytes - 1
+            if 0 <= value_size < VARINT_TABLE_SIZE > size - size_bytes:
+                opening = VARINTS[size - size_bytes] + OPENINGS[0] + VARINTS[value_size]
+                if len(opening) == size_bytes + len(OPENINGS[0]) + value_size_bytes:
                     _lone_openings[length] = opening
                     return opening
     return b""
@@ -308,10 +271,10 @@ def _decode_records(
     """Append the `count` records of one batch whose offset is at least `first` to `out`.
 
     The shape our own encoder writes for a record without key and headers follows from its length and its place in
-    the batch, so two comparisons recognise it and nothing is parsed; every other record goes to `_decode_record`.
+    the batch, so two comparisons recognise it and nothing is parsed; every other record goes to `decode_record`.
     """
     new, record_type, add, startswith = tuple.__new__, Record, out.append, buffer.startswith
-    openings, varints, table_size = _OPENINGS, _VARINTS, _VARINT_TABLE_SIZE
+    openings, varints, table_size = OPENINGS, VARINTS, VARINT_TABLE_SIZE
     begin = position
     try:
         for index in range(count):
@@ -333,56 +296,10 @@ def _decode_records(
                     if base + index >= first:
                         add(new(record_type, (base + index, base_ts, None, buffer[value_start : record_end - 1], ())))
                     continue
-            record, position = _decode_record(buffer, position, base, base_ts)
+            record, position = decode_record(buffer, position, base, base_ts)
             if record.offset >= first:
                 add(record)
     except (IndexError, UnicodeDecodeError) as error:
         raise BadBatch(begin, f"records run past their batch or are not UTF-8 where they must be: {error}") from error
     if position != stop:
         raise BadBatch(begin, f"records end at byte {position}, the batch at {stop}")
-
-
-def _decode_record(buffer: bytes, position: int, base: int, base_ts: int) -> tuple[Record, int]:
-    """Any one record at `position`, and the position after it."""
-    size, position = _varint(buffer, position)
-    end = position + size
-    delta_ts, position = _varint(buffer, position + 1)  # after the attributes, which are unused
-    delta, position = _varint(buffer, position)
-    key, position = _bytes(buffer, position, end)
-    value, position = _bytes(buffer, position, end)
-    headers, position = _headers(buffer, position, end)
-    return Record(base + delta, base_ts + delta_ts, key, value, headers), position
-
-
-def _varint(buffer: bytes, position: int) -> tuple[int, int]:
-    """The zigzag varint at `position`, and the position after it."""
-    raw = shift = 0
-    for _ in range(_VARINT_BYTES_MAX):
-        byte = buffer[position]
-        position += 1
-        raw |= (byte & 0x7F) << shift
-        if byte <= 0x7F:
-            return (raw >> 1) ^ -(raw & 1), position
-        shift += 7
-    raise BadBatch(position, "a varint of more than ten bytes")
-
-
-def _bytes(buffer: bytes, position: int, end: int) -> tuple[bytes | None, int]:
-    size, position = _varint(buffer, position)
-    if size < 0:
-        return None, position
-    if position + size > end:
-        raise BadBatch(position, f"a field of {size} bytes runs past its record")
-    return buffer[position : position + size], position + size
-
-
-def _headers(buffer: bytes, position: int, end: int) -> tuple[Headers, int]:
-    count, position = _varint(buffer, position)
-    headers: list[tuple[str, bytes]] = []
-    for _ in range(count):
-        name, position = _bytes(buffer, position, end)
-        value, position = _bytes(buffer, position, end)
-        headers.append(((name or b"").decode(), value or b""))
-    if position != end:
-        raise BadBatch(position, f"a record ends at byte {position}, its length says {end}")
-    return tuple(headers), position

@@ -9,20 +9,24 @@ from hypothesis import strategies as st
 from taskq.broker.log.batch import (
     BASE_OFFSET,
     HEADER_BYTES,
+    NO_PRODUCER,
     BadBatch,
+    ProducerStamp,
+    check_crc,
     crc32c,
     decode_batches,
+    encode_filler,
     encode_many,
     encode_one,
-    encode_varint,
     read_header,
 )
+from taskq.broker.log.records import encode_varint
 from taskq.broker.port import Message, Record
 
 NOW_MS = 1_700_000_000_000
 
 sizes = st.sampled_from([0, 1, 56, 57, 58, 63, 64, 65, 127, 128, 4095, 4096, 8175, 8183, 8184, 8191, 8192, 20_000])
-values = st.one_of(st.binary(max_size=80), sizes.map(lambda size: b"v" * size))
+values = st.one_of(st.none(), st.binary(max_size=80), sizes.map(lambda size: b"v" * size))
 keys = st.one_of(st.none(), st.binary(max_size=70))
 headers = st.lists(st.tuples(st.text(max_size=10), st.binary(max_size=200)), max_size=3).map(tuple)
 messages = st.builds(Message, values, keys, headers)
@@ -72,6 +76,21 @@ def test_the_layout_is_kafkas() -> None:
     assert crc == crc32c(raw[21:])
     # length 16; attributes; timestamp delta; offset delta; key; value; one header
     assert raw[61:] == b"\x20\x00\x00\x00\x02k\x0avalue\x02\x02h\x02x"
+
+
+def test_a_batch_says_who_sent_it_and_its_number() -> None:
+    raw = whole(encode_many([Message(b"a"), Message(None, b"k")], NOW_MS, ProducerStamp(1 << 40, 7, 2**31 - 1)))
+    header = read_header(raw, 0)
+    assert (header.producer_id, header.producer_epoch, header.base_sequence) == (1 << 40, 7, 2**31 - 1)
+    check_crc(raw, 0, header)
+    assert decode(raw) == [Record(0, NOW_MS, None, b"a", ()), Record(1, NOW_MS, b"k", None, ())]
+    anonymous = read_header(whole(encode_one(b"a", None, (), NOW_MS)), 0)
+    assert (anonymous.producer_id, anonymous.producer_epoch, anonymous.base_sequence) == NO_PRODUCER
+
+
+def test_a_filler_takes_up_offsets_and_has_no_records() -> None:
+    raw = whole(encode_filler(5), 3) + whole(encode_one(b"after", None, (), NOW_MS), 8)
+    assert decode_batches(raw, 0, 4, 100, 100) == ([Record(8, NOW_MS, None, b"after", ())], len(raw), 9)
 
 
 def test_crc32c_is_castagnolis() -> None:

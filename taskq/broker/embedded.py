@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
@@ -30,6 +30,7 @@ from taskq.broker.port import (
     PARTITIONS_DEFAULT,
     GroupDescription,
     Headers,
+    Lost,
     Message,
     PartitionBounds,
     Record,
@@ -247,8 +248,21 @@ class EmbeddedReader:
     def bounds(self, tp: TopicPartition) -> PartitionBounds:
         return self._directory.partition(tp).bounds()
 
-    def read(self, tp: TopicPartition, offset: int, bytes_max: int = 1024 * 1024) -> list[Record]:
+    def read(
+        self,
+        tp: TopicPartition,
+        offset: int,
+        bytes_max: int = 1024 * 1024,
+        *,
+        lost: Callable[[Lost], object] | None = None,
+    ) -> list[Record]:
         partition = self._directory.partition(tp)
+        if lost is not None:
+            skipping = partition.cursor(offset, lost)
+            try:
+                return skipping.read(bytes_max)
+            finally:
+                skipping.close()
         with self._mutex:
             cursor = self._cursors.get(tp)
             if cursor is None or cursor.offset != offset:
@@ -256,6 +270,9 @@ class EmbeddedReader:
                     cursor.close()
                 cursor = self._cursors[tp] = partition.cursor(offset)
             return cursor.read(bytes_max)
+
+    def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
+        return self._directory.partition(tp).offset_for(timestamp_ms)
 
     def close(self) -> None:
         with self._mutex:

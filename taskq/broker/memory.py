@@ -8,7 +8,7 @@ condition, and a poll that has nothing to report waits on that. The lock is reen
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from threading import Condition
@@ -25,6 +25,7 @@ from taskq.broker.port import (
     Fetched,
     GroupDescription,
     Headers,
+    Lost,
     Message,
     PartitionBounds,
     Polled,
@@ -321,7 +322,14 @@ class MemoryReader:
         with self._state.locked():
             return PartitionBounds(0, len(self._state.find_partition(tp)))
 
-    def read(self, tp: TopicPartition, offset: int, bytes_max: int = 1024 * 1024) -> list[Record]:
+    def read(
+        self,
+        tp: TopicPartition,
+        offset: int,
+        bytes_max: int = 1024 * 1024,
+        *,
+        lost: Callable[[Lost], object] | None = None,
+    ) -> list[Record]:
         with self._state.locked():
             found: list[Record] = []
             size = 0
@@ -332,6 +340,11 @@ class MemoryReader:
                     break
                 found.append(records[index])
             return found
+
+    def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
+        with self._state.locked():
+            records = self._state.find_partition(tp)
+            return next((one.offset for one in records if one.timestamp_ms >= timestamp_ms), len(records))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -9,6 +9,7 @@ from taskq.broker.port import (
     Admin,
     Broker,
     Committed,
+    Lost,
     Message,
     PartitionBounds,
     Producer,
@@ -88,6 +89,35 @@ def test_a_reader_at_the_end_sees_what_comes_later(producer: Producer, reader: R
 def test_a_reader_can_go_back_and_forth(reader: Reader):
     for offset in (90, 3, 50, 3, 99):
         assert reader.read(SINGLE, offset)[0].offset == offset
+
+
+@pytest.mark.usefixtures("hundred")
+def test_an_offset_is_found_by_its_time(reader: Reader):
+    """Whatever the publishing took: each answer is the earliest record that is not older."""
+    times: list[int] = []
+    while records := reader.read(SINGLE, len(times)):
+        times += [record.timestamp_ms for record in records]
+    assert len(times) == 100
+    for wanted in {-1, 0, times[0] - 1, *times, times[-1] + 1, 1 << 60}:
+        expected = next((offset for offset, time in enumerate(times) if time >= wanted), 100)
+        assert reader.offset_for(SINGLE, wanted) == expected
+
+
+def test_no_time_is_found_in_an_empty_partition(reader: Reader, admin: Admin):
+    admin.create_topic("single", 1)
+    assert reader.offset_for(SINGLE, 0) == 0
+    with pytest.raises(TopicNotFound, match="nothing"):
+        reader.offset_for(TopicPartition("nothing", 0), 0)
+
+
+@pytest.mark.usefixtures("hundred")
+def test_a_reader_that_may_pass_over_damage_reads_all_where_there_is_none(reader: Reader):
+    lost: list[Lost] = []
+    offset = 0
+    while records := reader.read(SINGLE, offset, lost=lost.append):
+        assert [record.offset for record in records] == list(range(offset, offset + len(records)))
+        offset += len(records)
+    assert (offset, lost) == (100, [])
 
 
 def test_a_reader_does_not_create_topics_or_partitions(reader: Reader, admin: Admin):

@@ -1,21 +1,27 @@
-"""A place in a partition to read on from: segment, position, offset. Takes no lock and never reads past the head."""
+"""A place in a partition to read on from: segment, position, offset. Takes no lock and never reads past the head.
+
+Segments may vanish under a reader: retention removes the oldest, compaction puts one in the place of several. Whoever
+has one open reads on in it; the next one is looked for by name, and if it is gone, a reader looks again where its
+offset is now. Only what that does not explain is damage.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 
 from taskq.broker.log import names
 from taskq.broker.log.batch import HEADER_BYTES, BadBatch, decode_batches, read_header
+from taskq.broker.log.damage import after_damage, sound_batch
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import Head
-from taskq.broker.log.index import find
+from taskq.broker.log.lookup import locate
 from taskq.broker.log.recovery import segment_bases
-from taskq.broker.port import Record
+from taskq.broker.port import Lost, Record
 from taskq.errors import CorruptLog
 
-_log = logging.getLogger("taskq.log")
-
 _RECORDS_MAX_DEFAULT = 1 << 30
+_TRIES = 100
+"""How often to look again when the segment that was listed is gone. Each time it must have been another one."""
 
 _READ_BYTES_MIN = 16 * 1024
 """What is read at once when little comes; it grows as far as it is used. A large buffer for every small read would cost
@@ -25,7 +31,7 @@ more than the read itself."""
 class Cursor:
     """Reads one partition in order. Not thread-safe. Opens nothing until the first read."""
 
-    __slots__ = ("_directory", "_fd", "_files", "_head", "_position", "_segment_base", "_want", "offset")
+    __slots__ = ("_directory", "_fd", "_files", "_head", "_position", "_segment_base", "_sought", "_want", "offset")
 
     def __init__(self, files: Files, directory: str, head: Head, offset: int) -> None:
         self.offset = offset
@@ -33,7 +39,7 @@ class Cursor:
         self._files = files
         self._directory = directory
         self._head = head
-        self._fd = self._segment_base = self._position = -1
+        self._fd = self._segment_base = self._position = self._sought = -1
         self._want = _READ_BYTES_MIN
 
     def read(self, bytes_max: int, records_max: int = _RECORDS_MAX_DEFAULT) -> list[Record]:
@@ -45,7 +51,7 @@ class Cursor:
         if self.offset >= end:
             return []
         if self._fd < 0:
-            self._seek(end)
+            self._seek()
         want = min(self._want, max(bytes_max, HEADER_BYTES))
         while self.offset < end:
             buffer = self._files.pread(self._fd, want, self._position)
@@ -80,46 +86,136 @@ class Cursor:
             raise self._damaged(0, f"a batch of {size} bytes of which {len(buffer)} are there")
         return size
 
-    def _seek(self, end: int) -> None:
+    def _seek(self) -> None:
         """Open the segment that holds `offset`, and find the batch that does."""
+        for _ in range(_TRIES):
+            try:
+                self._open_at_offset()
+            except FileNotFoundError:
+                continue
+            try:
+                state = self._head.state()
+                self._position = locate(self._files, self._directory, self._fd, self._segment_base, self.offset, state)
+            except BadBatch as bad:
+                damaged = CorruptLog(names.log(self._directory, self._segment_base), bad.position, bad.reason)
+                self.close()  # to look again from the beginning, should it be read again
+                raise damaged from None
+            return
+        raise CorruptLog(self._directory, 0, f"the segment of offset {self.offset} is listed and can't be opened")
+
+    def _open_at_offset(self) -> None:
+        """Open the segment whose offsets `offset` is among. Raises FileNotFoundError if it has just been removed."""
+        bases = segment_bases(self._files, self._directory)
+        # After the listing: what it lacks because retention has removed it is below the start by now.
         self.offset = max(self.offset, self._head.state().start_offset)
-        below = [base for base in segment_bases(self._files, self._directory) if base <= self.offset]
+        below = [base for base in bases if base <= self.offset]
         if not below:
             raise CorruptLog(self._directory, 0, f"no segment holds offset {self.offset}")
         self._open(below[-1])
-        index = self._read_index(below[-1])
-        try:
-            self._position = find(self._files, self._fd, index, below[-1], self.offset, end)
-        except BadBatch as bad:
-            damaged = CorruptLog(names.log(self._directory, below[-1]), bad.position, bad.reason)
-            self.close()  # to look again from the beginning, should it be read again
-            raise damaged from None
 
     def _open(self, base: int) -> None:
         fd = self._files.open(names.log(self._directory, base), write=False)
         self.close()
         self._fd, self._segment_base, self._position = fd, base, 0
 
-    def _read_index(self, base: int) -> bytes:
-        try:
-            fd = self._files.open(names.index(self._directory, base), write=False)
-        except FileNotFoundError:
-            return b""  # it costs a longer scan
-        try:
-            return self._files.pread(fd, self._files.size(fd), 0)
-        finally:
-            self._files.close(fd)
-
     def _next_segment(self, leftover: int) -> None:
         """This segment is read to its end and the log goes on: in the segment that begins here."""
         if leftover:
             raise self._damaged(0, f"{leftover} bytes after the last batch, too few for another")
-        if self.offset == self._segment_base and not self._position:
-            raise self._damaged(0, "the segment is empty, the log goes on")
-        try:
-            self._open(self.offset)
-        except FileNotFoundError:
-            raise self._damaged(0, f"the file ends; the log goes on to offset {self._head.next_offset()}") from None
+        if self.offset != self._segment_base or self._position:
+            try:
+                self._open(self.offset)
+            except FileNotFoundError:
+                pass
+            else:
+                return
+        if self._sought == self.offset and self._head.state().start_offset <= self.offset:
+            what = "the segment is empty" if not self._position else "the file ends"
+            raise self._damaged(0, f"{what}; the log goes on to offset {self._head.next_offset()}")
+        self._seek()  # in what is there now; if that ends here too, it is damage
+        self._sought = self.offset
 
     def _damaged(self, position: int, reason: str) -> CorruptLog:
         return CorruptLog(names.log(self._directory, self._segment_base), max(0, self._position) + position, reason)
+
+
+class SkippingCursor(Cursor):
+    """A cursor that passes over damage, and tells `lost` what that is."""
+
+    __slots__ = ("_lost",)
+
+    def __init__(self, files: Files, directory: str, head: Head, offset: int, lost: Callable[[Lost], object]) -> None:
+        super().__init__(files, directory, head, offset)
+        self._lost = lost
+
+    def read(self, bytes_max: int, records_max: int = _RECORDS_MAX_DEFAULT) -> list[Record]:
+        """The next records that can be read. Never raises CorruptLog."""
+        while True:
+            try:
+                return super().read(bytes_max, records_max)
+            except CorruptLog as damaged:
+                self._pass_over(damaged.reason)
+
+    def _pass_over(self, reason: str) -> None:
+        """Go to the next batch that can be read, in this segment or a later one."""
+        state = self._head.state()
+        if self._fd < 0:
+            try:
+                self._open_at_offset()  # at its first batch: the index did not help
+            except FileNotFoundError:
+                return  # just removed: look again
+            except CorruptLog:
+                self._pass_over_segment(state.next_offset, 0, reason)
+                return
+        is_last = self._segment_base == state.segment_base
+        limit = state.position if is_last else self._files.size(self._fd)
+        if not self._pass_over_batch(state.next_offset, limit, reason):
+            self._pass_over_segment(state.next_offset, limit, reason)
+
+    def _pass_over_batch(self, end: int, limit: int, reason: str) -> bool:
+        """Go to the next batch of this segment that can be read; false if there is none."""
+        while self.offset < end:
+            header = sound_batch(self._files, self._fd, self._position, limit)
+            if header is None or header.base_offset > self.offset:
+                found = after_damage(self._files, self._fd, self._position, self._segment_base, limit)
+                if found is None or found[1].base_offset >= end:
+                    return False
+                if found[1].base_offset > self.offset:
+                    self._lose(found[0] - self._position, found[1].base_offset, reason)
+                    self._position = found[0]
+                    return True
+                self._position = found[0]
+            elif header.next_offset > self.offset:
+                raw = self._files.pread(self._fd, header.size, self._position)
+                try:
+                    if decode_batches(raw, 0, self.offset, end, _RECORDS_MAX_DEFAULT)[0]:
+                        return True
+                    self.offset = header.next_offset
+                except BadBatch as bad:
+                    self._lose(header.size, header.next_offset, bad.reason)
+                self._position += header.size
+            else:
+                self._position += header.size
+        return True
+
+    def _pass_over_segment(self, end: int, limit: int, reason: str) -> None:
+        """Nothing more can be read here: go to the next segment that is there."""
+        later = [
+            base
+            for base in segment_bases(self._files, self._directory)
+            if self.offset <= base < end and (self._fd < 0 or base != self._segment_base)
+        ]
+        rest = max(0, limit - self._position) if self._fd >= 0 else 0
+        next_offset = later[0] if later else end
+        if next_offset > self.offset or rest:
+            self._lose(rest, next_offset, reason)
+        if later:
+            self._open(later[0])
+        else:
+            self.close()
+
+    def _lose(self, size: int, next_offset: int, reason: str) -> None:
+        path = names.log(self._directory, self._segment_base) if self._fd >= 0 else self._directory
+        position = self._position if self._fd >= 0 else 0
+        self._lost(Lost(path, position, size, self.offset, next_offset, reason))
+        self.offset = next_offset

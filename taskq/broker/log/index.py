@@ -113,8 +113,13 @@ def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int,
     the last batch if `offset` is past them. Raises BadBatch, its position counted from the segment's start, on damage.
     """
     position = floor_position(index, offset - base_offset)
-    if position and not _begins_below(files, log_fd, position, offset):
+    if position and not begins_below(files, log_fd, position, offset):
         position = 0
+    return find_from(files, log_fd, position, offset, limit)
+
+
+def find_from(files: Files, log_fd: int, position: int, offset: int, limit: int) -> int:
+    """What `find` does, from the batch at `position` on, which must not lie past the one that is looked for."""
     while True:
         buffer = files.pread(log_fd, _SCAN_BYTES, position)
         at = 0
@@ -131,7 +136,7 @@ def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int,
         position += at
 
 
-def _begins_below(files: Files, log_fd: int, position: int, offset: int) -> bool:
+def begins_below(files: Files, log_fd: int, position: int, offset: int) -> bool:
     """Whether a sound batch of an offset below `offset` begins at `position`, as an index claims."""
     raw = files.pread(log_fd, _SCAN_BYTES, position)
     if len(raw) < HEADER_BYTES:

@@ -18,9 +18,9 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from taskq.broker.log import checkpoint, names
+from taskq.broker.log import checkpoint, lookup, names
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
-from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.cursor import Cursor, SkippingCursor
 from taskq.broker.log.durability import Syncer, SyncFailed
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
@@ -33,6 +33,7 @@ from taskq.broker.log.head import (
     TIMESTAMP_MAX,
     TIMESTAMP_MAX_OFFSET,
     WAITING,
+    Head,
     HeadState,
     Notice,
     Steady,
@@ -43,7 +44,7 @@ from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock
 from taskq.broker.log.opening import clean_up, open_head
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.log.segment import ActiveSegment
-from taskq.broker.port import PartitionBounds, WouldBlock
+from taskq.broker.port import Lost, PartitionBounds, WouldBlock
 from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
 
 SEGMENT_BYTES_MAX = 1024 * 1024 * 1024  # Kafka's log.segment.bytes; positions must fit the index's int32
@@ -111,12 +112,23 @@ class Partition:
 
     # -- appending
 
-    def append(self, batch: bytes, count: int, timestamp_ms: int, *, wait: bool = True) -> int:
+    def append(
+        self,
+        batch: bytes,
+        count: int,
+        timestamp_ms: int,
+        *,
+        wait: bool = True,
+        admit: Callable[[], int | None] | None = None,
+    ) -> int:
         """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
 
         `batch` lacks its base offset, as batch.encode_one leaves it; `timestamp_ms` is its largest timestamp. Raises
         StorageFull, after which nothing has changed; StorageError for any other failure; TopicNotFound if the topic has
         been deleted; WouldBlock if `wait` is false and a lock is taken.
+
+        `admit` is called under the locks, when nothing can be appended by anybody else: it returns the offset at which
+        this very batch is in the log already, which is then not appended, or raises what speaks against it.
         """
         if not self._mutex.acquire(wait):
             raise WouldBlock
@@ -132,6 +144,9 @@ class Partition:
                 generation = words[GENERATION]
                 if generation != self._generation or words[INTENT] != generation:
                     self._refresh()
+                if admit is not None and (found := admit()) is not None:
+                    self._appended = max(self._appended, found + count)  # `sync` must cover it, whoever appended it
+                    return found
                 waiting = words[WAITING]
                 if waiting:  # first, so that they wake up while this is written; they will wait for the lock
                     words[WAITING] = 0
@@ -315,6 +330,10 @@ class Partition:
 
     # -- reading
 
+    @property
+    def head(self) -> Head:
+        return self._head
+
     def end(self) -> int:
         """The offset the next record will get: all below it can be read."""
         return self._head.next_offset()
@@ -328,9 +347,15 @@ class Partition:
         bases = segment_bases(self._files, self._directory)
         return sum(self._files.size_of(names.log(self._directory, base)) for base in bases)
 
-    def cursor(self, offset: int) -> Cursor:
-        """A place to read on from. Below the start it is the start."""
+    def cursor(self, offset: int, lost: Callable[[Lost], object] | None = None) -> Cursor:
+        """A place to read on from. Below the start it is the start. With `lost` it passes over damage, and says so."""
+        if lost is not None:
+            return SkippingCursor(self._files, self._directory, self._head, offset, lost)
         return Cursor(self._files, self._directory, self._head, offset)
+
+    def offset_for(self, timestamp_ms: int) -> int:
+        """The earliest offset whose record's timestamp is `timestamp_ms` or later; the end if there is none."""
+        return lookup.offset_for(self._files, self._directory, self._head, timestamp_ms)
 
     def wait_for_append(self, mask: int) -> None:
         """Ask for `wake(mask)` to be called at the next append, whoever makes it. Waits for one under way."""

@@ -1,8 +1,9 @@
 """taskq's own curves: `python -m benchmarks.curves [--quick] [--write-readme]`. About five minutes; no peers.
 
 1. Backlog: a worker that is up and has run something is stopped (SIGSTOP) while N no-ops are published in bulk, then
-   goes on; timed is from there until all have run. Small backlogs are repeated, between the large ones, since the
-   machine's speed drifts. CPU time per invocation, which drifts less, is beside the rate.
+   goes on; timed is from there until all have run. A shared machine's speed swings by two within seconds, so small
+   backlogs are repeated, between the large ones, and a fixed loop is timed on the other core a hundred times a
+   second: "at equal speed" is the rate divided by the speed of that loop.
 2. fsync: publishing with `durability="fsync"` by batch size, and one by one from many threads and processes at once,
    who share fsyncs; beside it the disk's own speed for the same bytes, a write and an fdatasync for each batch.
 """
@@ -42,18 +43,24 @@ _SENDERS = (1, 2, 4, 8, 16, 32)
 _VALUE = b"x" * 100
 _SECONDS = 1.5
 _SETTLE_S = 1.0
+_PROBE_EVERY_S = 0.01
+_PROBE_TURNS = 10_000
 _BEGIN = "<!-- curves: begin (written by `python -m benchmarks.curves --write-readme`) -->"
 _END = "<!-- curves: end -->"
 
 
 @frozen
 class Drained:
-    """One backlog: rates in invocations a second, `cpu_us` of the worker for each, memory above that of idling."""
+    """One backlog: rates in invocations a second, the machine's speed meanwhile, memory above that of idling."""
 
     published: float
     rate: float
-    cpu_us: float
+    speed: float
     rss_above_idle: int
+
+    @property
+    def at_equal_speed(self) -> float:
+        return self.rate / self.speed
 
 
 def drain(peer: Peer, count: int) -> Drained:
@@ -68,23 +75,33 @@ def drain(peer: Peer, count: int) -> Drained:
         try:
             published = publisher(on, "bulk", "noop", count, _TIMEOUT_S)
         finally:
-            before = usage([pid])
+            idle = usage([pid])
             began = time.perf_counter()
             os.kill(pid, signal.SIGCONT)
-        _wait(on.board, count, began)
+        speed = _wait(on.board, count, began)
         elapsed_s, after = time.perf_counter() - began, usage([pid])
-    cpu_us = (after.cpu_ns - before.cpu_ns) / count / 1e3
     # The board's flags are mapped by the worker, one byte for each: they are the harness's, not its own.
-    return Drained(published["rate"], count / elapsed_s, cpu_us, after.rss_peak - before.rss - count)
+    return Drained(published["rate"], count / elapsed_s, speed, after.rss_peak - idle.rss - count)
 
 
-def _wait(board: Board, count: int, began: float) -> None:
-    low = 0
-    while low < count:
-        low = board.first_unset(low, count)
+def _wait(board: Board, count: int, began: float) -> float:
+    """Return when all have run; the mean speed of the machine meanwhile."""
+    low, speeds = 0, [_speed()]
+    while (low := board.first_unset(low, count)) < count:
         if time.perf_counter() - began > _TIMEOUT_S:
             raise RunFailed(f"{count - board.done(count)} of {count} had not run after {_TIMEOUT_S:.0f} s")
+        if time.perf_counter() - began > len(speeds) * _PROBE_EVERY_S:
+            speeds.append(_speed())
         time.sleep(0.0005)
+    return len(speeds) / sum(1 / speed for speed in speeds)
+
+
+def _speed() -> float:
+    """Millions of turns a second of a loop that does next to nothing."""
+    began, sink = time.perf_counter(), 0
+    for turn in range(_PROBE_TURNS):
+        sink += turn
+    return _PROBE_TURNS / (time.perf_counter() - began) / 1e6
 
 
 def backlogs(peer: Peer, sizes: Sequence[int], repetitions: int) -> dict[int, list[Drained]]:
@@ -110,21 +127,12 @@ def backlog_table(results: dict[int, list[Drained]]) -> str:
             f"{middle(size, 'published'):,.0f}",
             f"{middle(size, 'rate'):,.0f}",
             f"{middle(size, 'rate') / middle(first, 'rate'):.2f}x",
-            f"{middle(size, 'cpu_us'):.2f}",
-            f"{middle(first, 'cpu_us') / middle(size, 'cpu_us'):.2f}x",
+            f"{middle(size, 'at_equal_speed') / middle(first, 'at_equal_speed'):.2f}x",
             f"{middle(size, 'rss_above_idle') / 1e6:.0f}",
         )
         for size in sorted(results)
     ]
-    head = (
-        "backlog",
-        "published in bulk, /s",
-        "drained, /s",
-        "to the first",
-        "CPU, us each",
-        "to the first",
-        "RSS, MB",
-    )
+    head = ("backlog", "published in bulk, /s", "drained, /s", "to the first", "at equal speed", "RSS above idle, MB")
     return table(head, rows)
 
 

@@ -18,6 +18,7 @@ tail may be gone: it carries the boot's id, and a head of another boot is rebuil
                  batch, size of the time index, timestamp of its last entry
     word 28      settings: how often the topic's settings were changed in this boot
     word 29      named: 1 if the last segment's name is known to be on stable storage
+    word 30      recoveries: how often the log was recovered or repaired, after which what had been read may be gone
 
 Why two slots: a writer may die between any two stores. It fills the slot that is not valid and then stores the
 generation, one aligned 64-bit store, which is the moment the append takes place: a reader sees all of it or
@@ -46,7 +47,7 @@ HEAD_BYTES = 256
 
 GENERATION, INTENT, WAITING, NOTICE, SYNCED = 3, 4, 5, 6, 7
 TIMESTAMP_MAX, TIMESTAMP_MAX_OFFSET, TIMEINDEX_SIZE, TIMEINDEX_LAST = 24, 25, 26, 27
-SETTINGS, NAMED = 28, 29
+SETTINGS, NAMED, RECOVERIES = 28, 29, 30
 _SLOT_WORDS = 8
 _SLOT = Struct("=8q")
 _fill_slot = _SLOT.pack_into

@@ -2,12 +2,16 @@
 
 taskq.json                               format version of the directory
 lock                                     flock held while topics are created
+producer-ids                             the next producer id
 topics/<topic>/topic.json                number of partitions
 topics/<topic>/<partition>/head          shared memory and the append lock: see head.py
 topics/<topic>/<partition>/<base offset, 20 digits>.log
 topics/<topic>/<partition>/<base offset, 20 digits>.index
 topics/<topic>/<partition>/<base offset, 20 digits>.timeindex
 topics/<topic>/<partition>/checkpoint    up to where the log is known to be sound and on stable storage: checkpoint.py
+topics/<topic>/<partition>/<offset, 20 digits>.snapshot   what idempotent producers had sent below that offset
+topics/<topic>/<partition>/compacted     how far compaction has come: compaction.py
+topics/<topic>/<partition>/merging       segments that are being replaced by one: replacement.py
 topics/<topic>/<partition>/recovery.json what the last recoveries found
 topics/<topic>/<partition>/<base offset, 20 digits>.<position>.aside   what recovery cut that may be of use
 waiters/groups/<group>/<member>          FIFO of a consumer, to be told of comings and goings in the group
@@ -24,6 +28,7 @@ _LOG = ".log"
 _INDEX = ".index"
 _TIMEINDEX = ".timeindex"
 _ASIDE = ".aside"
+_SNAPSHOT = ".snapshot"
 _DIGITS = 20
 
 
@@ -33,6 +38,10 @@ def format_file(root: str) -> str:
 
 def lock_file(root: str) -> str:
     return f"{root}/lock"
+
+
+def producer_ids(root: str) -> str:
+    return f"{root}/producer-ids"
 
 
 def topics(root: str) -> str:
@@ -71,6 +80,23 @@ def checkpoint(partition_directory: str) -> str:
     return f"{partition_directory}/checkpoint"
 
 
+def snapshot(partition_directory: str, offset: int) -> str:
+    return f"{partition_directory}/{offset:0{_DIGITS}}{_SNAPSHOT}"
+
+
+def snapshot_offset(file_name: str) -> int | None:
+    """The offset that a snapshot's file name says, or None if it is not a snapshot's."""
+    return _number(file_name, _SNAPSHOT)
+
+
+def compacted(partition_directory: str) -> str:
+    return f"{partition_directory}/compacted"
+
+
+def merging(partition_directory: str) -> str:
+    return f"{partition_directory}/merging"
+
+
 def recovery_report(partition_directory: str) -> str:
     return f"{partition_directory}/recovery.json"
 
@@ -82,10 +108,12 @@ def aside(partition_directory: str, base_offset: int, position: int) -> str:
 
 def log_base_offset(file_name: str) -> int | None:
     """The base offset that a segment's file name says, or None if it is not a segment's."""
-    stem, _, suffix = file_name.partition(".")
-    if suffix == _LOG[1:] and len(stem) == _DIGITS and stem.isdecimal():
-        return int(stem)
-    return None
+    return _number(file_name, _LOG)
+
+
+def _number(file_name: str, suffix: str) -> int | None:
+    stem = file_name.removesuffix(suffix)
+    return int(stem) if len(stem) == _DIGITS and stem.isdecimal() and stem != file_name else None
 
 
 def topic_waiters(root: str, name: str) -> str:

@@ -10,7 +10,7 @@ from attrs import evolve
 from taskq.broker.log import names
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
-from taskq.broker.log.head import HEAD_BYTES, NOTICE, SYNCED, Head, HeadState, Notice
+from taskq.broker.log.head import HEAD_BYTES, NOTICE, RECOVERIES, SYNCED, Head, HeadState, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
 from taskq.broker.log.recovery import keep_report, recover, remove_segment, repair, segment_bases
 from taskq.errors import BrokerUnavailable, TopicNotFound
@@ -62,6 +62,7 @@ def _map(files: Files, directory: str, head_fd: int) -> Head:
 def _recover(files: Files, directory: str, name: str, head: Head, recovered: Callable[[int], Sequence[str]]) -> None:
     report = recover(files, directory)
     report = evolve(report, committed=tuple(recovered(report.state.next_offset)))
+    head.words[RECOVERIES] += 1
     head.reset(report.state, report.times, synced=report.state.next_offset)
     keep_report(files, name, report)
 
@@ -72,6 +73,7 @@ def _repair(files: Files, directory: str, name: str, head: Head) -> None:
     report = repair(files, directory, head.state(), head.words[SYNCED])
     head.set_times(report.times)
     head.words[NOTICE] &= ~Notice.FAILED
+    head.words[RECOVERIES] += 1
     head.republish(report.state)
     head.words[SYNCED] = report.state.next_offset
     keep_report(files, name, report)

@@ -1,0 +1,103 @@
+"""One simulated process: a data directory opened over the simulated disk, with memory and locks of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskq.broker.log import offsets
+from taskq.broker.log.batch import encode_many, encode_one
+from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.directory import DataDirectory
+from taskq.broker.log.partition import Partition
+from taskq.broker.port import Committed, Message, Record, TopicPartition
+from tests.simulation.disk import Disk
+from tests.simulation.files import Fate, SimFiles
+from tests.simulation.model import Plain
+
+READ_BYTES = 4096
+
+
+class Process:
+    """Opens the data directory at once. `mode` is its durability: "fsync", "interval" or "os"."""
+
+    def __init__(self, name: str, mode: str, disk: Disk, fate: Fate, segment_bytes: int) -> None:
+        self.name = name
+        self.mode = mode
+        self.files = SimFiles(disk, fate)
+        self._segment_bytes = segment_bytes
+        self._root = f"{disk.base}/data"
+        self._directory: DataDirectory | None = None
+        self._leases: dict[tuple[str, TopicPartition], offsets.Lease] = {}
+        self.appended: dict[TopicPartition, int] = {}
+        """Where the last append of this process ended, by partition."""
+
+    @property
+    def directory(self) -> DataDirectory:
+        if self._directory is None:
+            self._directory = DataDirectory(self._root, self.files, lambda topic, bits: None)
+        return self._directory
+
+    def partition(self, tp: TopicPartition) -> Partition:
+        partition = self.directory.partition(tp)
+        partition._segment_bytes_max = self._segment_bytes
+        return partition
+
+    def opened(self) -> dict[TopicPartition, Partition]:
+        return dict(self._directory._opened) if self._directory is not None else {}
+
+    def append(self, tp: TopicPartition, plain: Sequence[Plain]) -> int:
+        partition = self.partition(tp)
+        timestamp_ms, key, value, headers = plain[0]
+        if len(plain) == 1:
+            batch = encode_one(value, key, headers, timestamp_ms)
+        else:
+            batch = encode_many([Message(value, key, headers) for _, key, value, headers in plain], timestamp_ms)
+        offset = partition.append(batch, len(plain), timestamp_ms)
+        self.appended[tp] = offset + len(plain)
+        return offset
+
+    def sync(self, tp: TopicPartition) -> None:
+        self.partition(tp).sync()
+
+    def commit(self, group: str, tp: TopicPartition, committed: Committed) -> bool:
+        """Whether we have the lease, and so could commit. The partition is opened first, as a consumer does it."""
+        partition = self.partition(tp)
+        lease = self._leases.get((group, tp))
+        if lease is None:
+            directory = self.directory
+            lease = offsets.Lease.take(directory.files, directory.root, group, tp.topic, tp.partition, self.name)
+            if lease is None:
+                return False
+            self._leases[group, tp] = lease
+        lease.commit(committed, partition.end())
+        return True
+
+    def committed(self, group: str, tp: TopicPartition) -> Committed | None:
+        directory = self.directory
+        return offsets.peek(directory.files, directory.root, group, tp.topic, tp.partition)[1]
+
+    def read(self, tp: TopicPartition, offset: int = 0) -> list[Record]:
+        cursor = self.partition(tp).cursor(offset)
+        try:
+            return _read_on(cursor)
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        """End in order."""
+        for lease in self._leases.values():
+            lease.release()
+        self._leases.clear()
+        self.directory.close()
+        self.files.die()
+
+    def die(self) -> None:
+        """End at once."""
+        self.files.die()
+
+
+def _read_on(cursor: Cursor) -> list[Record]:
+    found: list[Record] = []
+    while records := cursor.read(READ_BYTES):
+        found += records
+    return found

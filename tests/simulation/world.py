@@ -1,0 +1,405 @@
+"""One history: processes that publish, sync, commit, create topics, close, die and find disks failing, until the power
+goes, again and again; and after each cut the log is opened and held against the model.
+
+Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from attrs import define, field
+
+from taskq.broker.log import names
+from taskq.broker.log.head import NOTICE, SYNCED, Notice
+from taskq.broker.port import Committed, Record, TopicPartition
+from taskq.errors import BrokerUnavailable, CorruptLog, StorageError, StorageFull
+from tests.simulation.disk import Disk, remove_directory
+from tests.simulation.files import Fate, Killed, PowerCut
+from tests.simulation.model import PartitionModel, Plain, Wrong
+from tests.simulation.process import Process
+
+PROCESSES_MAX = 3
+GROUPS = ("mail", "search")
+FIRST_MS = 1_700_000_000_000
+
+
+@define
+class Counts:
+    """What a run has done so far."""
+
+    histories: int = 0
+    cuts: int = 0
+    recoveries_cut: int = 0
+    kills: int = 0
+    fsyncs_failed: int = 0
+    disks_full: int = 0
+    repairs: int = 0
+    records_appended: int = 0
+    records_checked: int = 0
+    records_lost: int = 0
+    """Not acknowledged as durable, so allowed."""
+    commits: int = 0
+    fates: Counter[str] = field(factory=Counter)
+
+
+class World:
+    """The disk, the processes, the model. `log` gets each step in words."""
+
+    def __init__(self, seed: int, base: str, counts: Counts, log: Callable[[str], None] | None = None) -> None:
+        self.rng = Random(seed)
+        self.counts = counts
+        self._say = log or (lambda text: None)
+        self._base = base
+        self._disks = 0
+        self.fate = Fate(self.rng)
+        self.fate.fates = counts.fates
+        self.disk = Disk(self._new_base())
+        self.processes: list[Process] = []
+        self._named = 0
+        self.topics: dict[str, int] = {}
+        self._maybe: dict[str, int] = {}
+        """Topics whose creation did not return."""
+        self.partitions: dict[TopicPartition, PartitionModel] = {}
+        self._now_ms = FIRST_MS
+        self._number = 0
+        self._segment_bytes = self.rng.choice((400, 1500, 6000, 20_000, 1 << 20))
+        self._value_bytes_max = self.rng.choice((10, 300, 2500))
+        self._hazard = self.rng.choice((15, 50, 150))
+
+    def _new_base(self) -> str:
+        self._disks += 1
+        base = f"{self._base}/{self._disks}"
+        Path(base).mkdir()
+        return base
+
+    # -- a history
+
+    def run(self, cuts: int) -> None:
+        """Go on until the power has gone `cuts` times and the log was found right each time. Raises Wrong."""
+        self.counts.histories += 1
+        for _ in range(cuts):
+            self.fate.cut_at = self.fate.calls + self.rng.randrange(1, self._hazard)
+            try:
+                while True:
+                    self._step()
+            except PowerCut:
+                self._cut("")
+            self._recover()
+        for process in self.processes:
+            process.die()
+
+    def _cut(self, where: str) -> None:
+        self.counts.cuts += 1
+        claimed = self._claims()
+        for process in self.processes:
+            process.die()
+        self.processes.clear()
+        self._say(f"-- the power goes{where} (call {self.fate.calls})")
+        for tp, offset in claimed.items():
+            model = self.partitions[tp]
+            model.synced = max(model.synced, min(offset, model.end))
+        before, self.disk = self.disk, self.disk.power_cut(self.rng, self._new_base(), self.counts.fates)
+        self.fate.failed.clear()
+        remove_directory(before.base)
+
+    def _claims(self) -> dict[TopicPartition, int]:
+        """What the heads say is on stable storage: that must be true as well."""
+        claimed: dict[TopicPartition, int] = {}
+        for process in self.processes:
+            for tp, partition in process.opened().items():
+                claimed[tp] = partition._words[SYNCED]
+        return claimed
+
+    # -- steps
+
+    def _step(self) -> None:
+        if not self.processes or (len(self.processes) < PROCESSES_MAX and self.rng.random() < 0.08):
+            self._start()
+            return
+        process = self.rng.choice(self.processes)
+        step = self.rng.choices(_STEPS, _STEP_WEIGHTS)[0]
+        faults = process.files.faults
+        try:
+            step(self, process)
+        except Killed:
+            self.counts.kills += 1
+            self._say(f"   {process.name} is killed")
+            self._end(process)
+        except (StorageError, StorageFull, BrokerUnavailable, CorruptLog, OSError) as error:
+            self._say(f"   {process.name}: {type(error).__name__}: {error}")
+            if process.files.faults == faults and not self._is_anything_suspect():
+                raise Wrong(f"{process.name} fails, and nothing else did: {error!r}") from error
+            self._note_failures()
+            if self.rng.random() < 0.6:
+                self._end(process)
+        self._note_failures()
+
+    def _is_anything_suspect(self) -> bool:
+        return any(model.is_suspect for model in self.partitions.values())
+
+    def _note_failures(self) -> None:
+        """Logs whose fsync failed are suspect until they are repaired."""
+        for path in self.fate.failed:
+            *_, topic, number, name = path.split("/")
+            if name.endswith(".log"):
+                self.partitions[TopicPartition(topic, int(number))].is_suspect = True
+            self.counts.fsyncs_failed += 1
+            self._say(f"   the fsync of {path.removeprefix(self.disk.base)} has failed")
+        self.fate.failed.clear()
+
+    def _start(self) -> None:
+        self._named += 1
+        mode = self.rng.choice(("fsync", "fsync", "interval", "os"))
+        process = Process(f"p{self._named}", mode, self.disk, self.fate, self._segment_bytes)
+        self._say(f"{process.name} starts, durability {mode}, segments of {self._segment_bytes} bytes")
+        self.processes.append(process)
+
+    def _end(self, process: Process) -> None:
+        process.die()
+        self.processes.remove(process)
+
+    def _open(self, process: Process, tp: TopicPartition) -> PartitionModel:
+        """Open the partition if it is not, which repairs it if an fsync has failed."""
+        model = self.partitions[tp]
+        partition = process.partition(tp)
+        if model.is_suspect and not partition._words[NOTICE] & Notice.FAILED:
+            lost = model.repaired(process.read(tp), partition.end())
+            self.counts.repairs += 1
+            self.counts.records_lost += lost
+            self._say(f"   {tp} has been repaired: {lost} offsets have lost their records")
+        return model
+
+    def _pick(self) -> TopicPartition | None:
+        return self.rng.choice(list(self.partitions)) if self.partitions else None
+
+    def _plain(self, count: int) -> list[Plain]:
+        rng = self.rng
+        self._now_ms += rng.randrange(5)
+        plain: list[Plain] = []
+        for _ in range(count):
+            self._number += 1
+            value = b"%d:" % self._number + bytes([self._number & 0xFF]) * rng.randrange(self._value_bytes_max)
+            key = b"k%d" % rng.randrange(9) if rng.random() < 0.2 else None
+            headers = (("h", b"%d" % self._number),) if rng.random() < 0.1 else ()
+            plain.append((self._now_ms, key, value, headers))
+        return plain
+
+    def _append(self, process: Process, count: int = 1) -> None:
+        tp = self._pick()
+        if tp is None:
+            self._create_topic(process)
+            return
+        model = self._open(process, tp)
+        plain = self._plain(count)
+        self._say(f"{process.name} appends {count} to {tp} at {model.end}")
+        try:
+            offset = process.append(tp, plain)
+        except BaseException:
+            model.failed(plain)
+            raise
+        model.appended(offset, plain)
+        self.counts.records_appended += count
+        if process.mode == "fsync":
+            self._sync_one(process, tp)
+
+    def _append_many(self, process: Process) -> None:
+        self._append(process, self.rng.randrange(2, 12))
+
+    def _sync_one(self, process: Process, tp: TopicPartition) -> None:
+        model = self.partitions[tp]
+        end = process.appended.get(tp, 0)
+        process.sync(tp)
+        model.synced = max(model.synced, end)
+        self._say(f"   {tp} is synced up to {end}")
+
+    def _sync(self, process: Process) -> None:
+        """As the flusher does it."""
+        self._say(f"{process.name} syncs")
+        for tp, partition in process.opened().items():
+            if partition.needs_sync:
+                self._sync_one(process, tp)
+
+    def _commit(self, process: Process) -> None:
+        tp = self._pick()
+        if tp is None:
+            return
+        model = self._open(process, tp)
+        group = self.rng.choice(GROUPS)
+        metadata = self.rng.randbytes(self.rng.choice((0, 0, 5, 700)))
+        committed = Committed(self.rng.randrange(model.end + 1), metadata)
+        self._say(f"{process.name} commits {committed.offset} and {len(metadata)} bytes for {group} in {tp}")
+        try:
+            is_done = process.commit(group, tp, committed)
+        except BaseException:
+            model.commit_failed(group, committed)
+            raise
+        if is_done:
+            model.committed(group, committed)
+            self.counts.commits += 1
+
+    def _create_topic(self, process: Process) -> None:
+        if len(self.topics) == 2:
+            return
+        topic, count = f"topic{len(self.topics)}", self.rng.choice((1, 1, 2))
+        count = self._maybe.setdefault(topic, count)
+        self._say(f"{process.name} creates {topic} with {count} partitions")
+        process.directory.create(topic, count, exist_ok=topic in self._maybe)
+        self._created(topic)
+
+    def _created(self, topic: str) -> None:
+        self.topics[topic] = self._maybe.pop(topic)
+        for number in range(self.topics[topic]):
+            self.partitions[TopicPartition(topic, number)] = PartitionModel()
+
+    def _close(self, process: Process) -> None:
+        self._say(f"{process.name} closes")
+        if process.mode != "os":
+            self._sync(process)
+        process.close()
+        self.processes.remove(process)
+
+    def _kill(self, process: Process) -> None:
+        process.files.kill_in = self.rng.randrange(1, 6)
+
+    def _fail_sync(self, process: Process) -> None:
+        process.files.fail_sync_in = self.rng.randrange(1, 4)
+
+    def _fill(self, process: Process) -> None:
+        process.files.fill_in = self.rng.randrange(1, 5)
+
+    def _read(self, process: Process) -> None:
+        tp = self._pick()
+        if tp is None:
+            return
+        model = self._open(process, tp)
+        partition = process.partition(tp)
+        try:
+            found = process.read(tp)
+        except CorruptLog:
+            if not model.is_suspect:
+                raise
+            return
+        model.check(found, partition.end())
+        for group in GROUPS:
+            model.check_commit(group, process.committed(group, tp))
+
+    # -- after a cut
+
+    def _recover(self) -> None:
+        """Open what the cut has left, perhaps with another cut in the middle of that, and hold it against the model."""
+        settled: set[TopicPartition] = set()
+        chance = 0.3
+        while True:
+            is_to_be_cut = self.rng.random() < chance
+            chance /= 2
+            self.fate.cut_at = self.fate.calls + self.rng.randrange(1, 30) if is_to_be_cut else None
+            try:
+                self._start()
+                self._check_topics(self.processes[-1])
+                for tp, model in self.partitions.items():
+                    if tp in settled:
+                        self._check_again(tp, model)
+                    else:
+                        self._settle(tp, model)
+                        settled.add(tp)
+                break
+            except PowerCut:
+                self.counts.recoveries_cut += 1
+                self._cut(" during recovery")
+        self.fate.cut_at = None
+        if self.rng.random() < 0.25:
+            self._reboot()
+
+    def _check_topics(self, process: Process) -> None:
+        found = set(process.directory.topics())
+        for topic in sorted(found & self._maybe.keys()):
+            self._created(topic)
+        if found != self.topics.keys():
+            raise Wrong(f"there are the topics {sorted(found)}; {sorted(self.topics)} had been created")
+        for topic, count in self.topics.items():
+            if process.directory.count(topic) != count:
+                raise Wrong(f"{topic} has {process.directory.count(topic)} partitions, not {count}")
+
+    def _settle(self, tp: TopicPartition, model: PartitionModel) -> None:
+        process = self.processes[-1]
+        sizes = self._log_sizes(tp)
+        partition = process.partition(tp)
+        end = partition.end()
+        found = process.read(tp)
+        had_synced = model.synced
+        lost = model.cut(found, end)
+        self.counts.records_lost += lost
+        self.counts.records_checked += len(found)
+        self._say(f"   {tp} ends at {end}; {had_synced} was synced, {lost} records are lost")
+        self._check_report(tp, end, sizes)
+        for group in GROUPS:
+            model.cut_commit(group, process.committed(group, tp))
+        self._look_up(process, tp, found)
+
+    def _check_again(self, tp: TopicPartition, model: PartitionModel) -> None:
+        """Recovered once more: nothing is different."""
+        process = self.processes[-1]
+        partition = process.partition(tp)
+        model.check(process.read(tp), partition.end())
+        for group in GROUPS:
+            model.check_commit(group, process.committed(group, tp))
+
+    def _look_up(self, process: Process, tp: TopicPartition, found: list[Record]) -> None:
+        """Reading from anywhere gives what reading from the start gave: indexes lead where they should."""
+        for _ in range(min(2, len(found))):
+            at = self.rng.randrange(len(found))
+            again = process.partition(tp).cursor(found[at].offset)
+            records = again.read(1)
+            again.close()
+            if records != found[at : at + len(records)] or not records:
+                raise Wrong(f"reading {tp} from offset {found[at].offset} gives {records[:1]}")
+
+    def _reboot(self) -> None:
+        """A boot that loses nothing: recovery must find what it found before."""
+        self._say("-- a boot without loss")
+        for process in self.processes:
+            process.die()
+        self.processes.clear()
+        self.disk.boot += 1
+        self._start()
+        for tp, model in self.partitions.items():
+            self._check_again(tp, model)
+
+    def _log_sizes(self, tp: TopicPartition) -> dict[int, int]:
+        directory = Path(names.partition(names.topic(f"{self.disk.base}/data", tp.topic), tp.partition))
+        return {int(path.stem): path.stat().st_size for path in directory.glob("*.log")}
+
+    def _check_report(self, tp: TopicPartition, end: int, sizes: dict[int, int]) -> None:
+        """recovery.json says what was cut."""
+        if not sizes:
+            return
+        directory = names.partition(names.topic(f"{self.disk.base}/data", tp.topic), tp.partition)
+        report = json.loads(Path(names.recovery_report(directory)).read_text())[-1]
+        state = report["state"]
+        if state["next_offset"] != end:
+            raise Wrong(f"recovery.json says that {tp} ends at {state['next_offset']}, not at {end}")
+        if report["missing"] is not None:
+            raise Wrong(f"recovery says that offsets {report['missing']} of {tp} are gone, though they were synced")
+        had = sizes.get(state["segment_base"], 0)
+        if report["cut_bytes"] != had - state["position"]:
+            raise Wrong(f"recovery.json says {report['cut_bytes']} bytes of {had} were cut to {state['position']}")
+
+
+_STEPS: list[Callable[[World, Process], None]] = [
+    World._append,
+    World._append_many,
+    World._sync,
+    World._commit,
+    World._create_topic,
+    World._close,
+    World._kill,
+    World._fail_sync,
+    World._fill,
+    World._read,
+]
+_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 3, 2, 5]

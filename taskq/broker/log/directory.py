@@ -61,8 +61,10 @@ class DataDirectory:
                 raise ConfigError(f"{self.root} is not a taskq data directory and not empty (it holds {some})")
             for path in (names.topics(self.root), names.groups(self.root)):
                 self.files.makedirs(path)
-            self._write_json(names.format_file(self.root), {"format": names.FORMAT_VERSION})
+            # Durable before the format file is seen: whoever finds that one takes the rest for granted.
+            self.files.sync_directory(self.root)
             self.files.sync_directory(os.path.dirname(self.root))
+            self._write_json(names.format_file(self.root), {"format": names.FORMAT_VERSION})
         except OSError as error:
             raise BrokerUnavailable(
                 f"can't use {self.root} as a data directory: {error.strerror} ({error.filename or self.root}). "
@@ -139,6 +141,8 @@ class DataDirectory:
                 self._create(topic, partitions)
             elif not exist_ok:
                 raise ConfigError(f"topic {topic!r} exists already, with {self.count(topic)} partitions")
+            else:  # its creator may have died just before this
+                self.files.sync_directory(names.topics(self.root))
         except OSError as error:
             raise storage_error(f"topic {topic!r} can't be created", self.root, error) from error
         finally:
@@ -170,10 +174,15 @@ class DataDirectory:
             found = self._opened.get(tp)
             if found is None:
                 directory = names.partition(names.topic(self.root, tp.topic), tp.partition)
-                forget = partial(offsets.forget_beyond, self.files, self.root, tp.topic, tp.partition)
-                found = Partition(self.files, directory, str(tp), partial(self._wake, tp.topic), forget)
+                recovered = partial(self._recovered, tp)
+                found = Partition(self.files, directory, str(tp), partial(self._wake, tp.topic), recovered)
                 self._opened[tp] = found
             return found
+
+    def _recovered(self, tp: TopicPartition, end: int) -> list[str]:
+        # Whoever created the topic may have died before it was durable, and nothing that is published to it would be.
+        self.files.sync_directory(names.topics(self.root))
+        return offsets.forget_beyond(self.files, self.root, tp.topic, tp.partition, end)
 
     def opened(self) -> list[Partition]:
         with self._mutex:

@@ -15,6 +15,8 @@ lease: it is free the moment its holder is dead.
 
 from __future__ import annotations
 
+import errno
+import os
 from struct import Struct
 
 from taskq.broker.log import names
@@ -97,7 +99,7 @@ class Lease:
                 return None
             raw = files.pread(fd, FILE_BYTES, 0)
             if len(raw) < FILE_BYTES:  # written out now: a commit on a full disk must only overwrite
-                files.pwrite(fd, bytes(FILE_BYTES - len(raw)), len(raw))
+                _write(files, fd, bytes(FILE_BYTES - len(raw)), len(raw))
             files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
         except OSError as error:
             close_lockable(files, fd)
@@ -112,7 +114,7 @@ class Lease:
         """
         sequence = self._sequence + 1
         try:
-            self._files.pwrite(self._fd, encode_slot(sequence, committed, end), _slot_position(sequence))
+            _write(self._files, self._fd, encode_slot(sequence, committed, end), _slot_position(sequence))
         except OSError as error:
             raise storage_error("a commit", self._path, error) from error
         self._sequence = sequence
@@ -122,6 +124,11 @@ class Lease:
         """Give the lease up in order: the file says that nobody has it."""
         self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
         close_lockable(self._files, self._fd)
+
+
+def _write(files: Files, fd: int, data: bytes, position: int) -> None:
+    if files.pwrite(fd, data, position) != len(data):  # a disk that is full may take a part
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 
 from attrs import evolve
@@ -51,7 +53,8 @@ def open_head(files: Files, directory: str, name: str, recovered: Callable[[int]
 def _map(files: Files, directory: str, head_fd: int) -> Head:
     if files.size(head_fd) < HEAD_BYTES:
         # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
-        files.pwrite(head_fd, bytes(HEAD_BYTES), 0)
+        if files.pwrite(head_fd, bytes(HEAD_BYTES), 0) != HEAD_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     mapped_fd = files.open(names.head(directory))  # another one than what is locked: see locks.py
     try:
         return Head(files.map_shared(mapped_fd, HEAD_BYTES), files.boot_id())

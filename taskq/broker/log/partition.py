@@ -259,8 +259,8 @@ class Partition:
 
     @property
     def needs_sync(self) -> bool:
-        """Whether something that this process has appended may not be on stable storage."""
-        return self._appended > self._words[SYNCED]
+        """Whether something that this process has appended may not be on stable storage, and can still be synced."""
+        return self._appended > self._words[SYNCED] and self._failure is None
 
     def sync(self) -> None:
         """Return once everything this process has appended is on stable storage. Raises StorageError, then for good.
@@ -310,7 +310,7 @@ class Partition:
                     self._checkpoint(self._segment)
         except SyncFailed as failure:
             self._refuse(failure)
-        except OSError as error:
+        except (OSError, StorageError, StorageFull) as error:
             _log.debug("%s: no checkpoint: %s", self.name, error)
 
     def _checkpoint(self, segment: ActiveSegment) -> None:
@@ -321,9 +321,8 @@ class Partition:
             unlock(self._head_fd)
         if state.segment_base != segment.base:
             return
+        self._syncer.sync(segment, state.next_offset)  # its name too: a checkpoint without a log would be a gap
         with self._syncer.mutex:
-            if self._words[SYNCED] < state.next_offset:
-                self._syncer.sync_log(segment)
             segment.sync_indexes()
         checkpoint.write(self._files, self._directory, Checkpoint(state, times))
         self._checkpointed = (state.segment_base, state.position)

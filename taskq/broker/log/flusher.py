@@ -16,6 +16,7 @@ from taskq.broker.log.partition import Partition
 from taskq.errors import StorageError
 
 _SLOW_S = 1.0
+_TELL_AGAIN_S = 30.0
 
 _log = logging.getLogger("taskq.log")
 
@@ -32,8 +33,9 @@ class Flusher:
         self._closing = threading.Event()
         self.is_dirty = False
         """Whether a `touch` is still to be served. Read it first: `touch` costs more."""
-        self.dirty_since: float | None = None
-        """When (monotonic) the oldest append came that may not be on stable storage yet."""
+        self._dirty_since: float | None = None
+        self._syncing_since: float | None = None
+        self._told: dict[str, float] = {}
         self.death: BaseException | None = None
         """What ended the thread, if it should be running."""
 
@@ -46,40 +48,64 @@ class Flusher:
                     "with the operating system only. Restart this process"
                 ) from self.death
             self.is_dirty = True
-            if self.dirty_since is None:
-                self.dirty_since = time.monotonic()
+            if self._dirty_since is None:
+                self._dirty_since = time.monotonic()
             if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._run, name="taskq-flusher", daemon=True)
                 self._thread.start()
         self._dirty.set()
+
+    @property
+    def unsynced_s(self) -> float:
+        """How old the oldest append is that may not be on stable storage yet; 0 if there is none."""
+        since = self._syncing_since or self._dirty_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
                 self._dirty.wait()
                 self._closing.wait(self._interval_s)
-                self._dirty.clear()
-                since, self.dirty_since = self.dirty_since, None
-                self.is_dirty = False  # before the sync: an append from here on touches again
-                self.sync()
-                if since is not None and (took_s := time.monotonic() - since) > self._interval_s + _SLOW_S:
-                    _log.warning("syncing took %.1f s: a power cut meanwhile would have lost as much", took_s)
+                self._turn()
         except BaseException as error:
             with self._mutex:
                 self.death = error
                 self.is_dirty = False  # so that the next publisher comes by, and hears of it
             raise
 
-    def sync(self) -> None:
-        """Sync every partition that needs it now."""
+    def _turn(self) -> None:
+        self._dirty.clear()
+        self._syncing_since, self._dirty_since = self._dirty_since, None
+        self.is_dirty = False  # before the sync: an append from here on touches again
+        is_done = self.sync()
+        if (unsynced_s := self.unsynced_s) > self._interval_s + _SLOW_S:
+            self._tell("", f"syncing is behind by {unsynced_s:.0f} s: a power cut would lose as much")
+        if not is_done:
+            with self._mutex:
+                self._dirty_since, self.is_dirty = self._syncing_since or self._dirty_since, True
+            self._dirty.set()
+        self._syncing_since = None
+
+    def sync(self) -> bool:
+        """Sync every partition that needs it now. False: some could not be synced, and are to be tried again."""
+        is_done = True
         for partition in self._partitions():
             if partition.needs_sync:
                 try:
                     partition.sync()
                 except StorageError as error:
-                    _log.error("%s", error)
-                except Exception:  # whatever it is: the others must be synced, and this one again
-                    _log.exception("%s could not be synced", partition.name)
+                    self._tell(partition.name, str(error))
+                except Exception as error:  # whatever it is: the others must be synced too
+                    self._tell(partition.name, f"{partition.name} could not be synced: {error!r}")
+                is_done = is_done and not partition.needs_sync
+        return is_done
+
+    def _tell(self, about: str, text: str) -> None:
+        """Log it, but not ten times a second."""
+        now = time.monotonic()
+        if now - self._told.get(about, -_TELL_AGAIN_S) >= _TELL_AGAIN_S:
+            self._told[about] = now
+            _log.error("%s", text)
 
     def close(self) -> None:
         """Sync what is left and end the thread."""

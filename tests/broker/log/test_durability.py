@@ -181,3 +181,26 @@ def test_fsync_mode_returns_only_when_it_is_on_the_disk(tmp_path: Path, monkeypa
         producer.send("feed", b"x")
         assert sum(path.endswith(".log") for path in synced) == count
     broker.close()
+
+
+def test_what_could_not_be_synced_is_tried_again_though_nobody_publishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = EmbeddedBroker(str(tmp_path), durability=Durability("interval", 1), partitions_default=1)
+    fails = [True]
+    sync_directory = RealFiles.sync_directory
+
+    def failing(self: RealFiles, path: str) -> None:
+        if fails[0] and path.endswith("/0"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        sync_directory(self, path)
+
+    monkeypatch.setattr(RealFiles, "sync_directory", failing)
+    broker.producer().send("feed", b"x")
+    (partition,) = broker._directory.opened()
+    wait_until(lambda: broker._flusher.unsynced_s > 0.05, "it can't")
+    assert partition.needs_sync
+    fails[0] = False
+    wait_until(lambda: not partition.needs_sync, "and tries again")
+    wait_until(lambda: broker._flusher.unsynced_s == 0, "nothing is left")
+    broker.close()

@@ -59,7 +59,7 @@ class Syncer:
                     return  # ours is in a segment that has been closed: it was synced then
                 self.sync_log(segment)
                 if not words[NAMED]:  # the file may be new, by whomever: its name must last as well
-                    self._sync_name()
+                    self.sync_name()
                 words[SYNCED] = max(words[SYNCED], state.next_offset)
             finally:
                 unlock(self._fd)
@@ -72,7 +72,8 @@ class Syncer:
             self._head.words[NOTICE] |= Notice.FAILED
             raise SyncFailed(f"{self._name}: fsync of {self._directory} failed: {error.strerror}. {_LOST}") from error
 
-    def _sync_name(self) -> None:
+    def sync_name(self) -> None:
+        """Make the names of the files durable. Under the sync lock or the append lock."""
         try:
             self._files.sync_directory(self._directory)
         except OSError as error:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 
-from taskq.broker.log import checkpoint, lookup, names
+from attrs import evolve
+
+from taskq.broker.log import checkpoint
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
-from taskq.broker.log.cursor import Cursor, SkippingCursor
 from taskq.broker.log.durability import Syncer, SyncFailed
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
@@ -29,11 +30,11 @@ from taskq.broker.log.head import (
     INTENT,
     NAMED,
     NOTICE,
+    SETTINGS,
     SYNCED,
     TIMESTAMP_MAX,
     TIMESTAMP_MAX_OFFSET,
     WAITING,
-    Head,
     HeadState,
     Notice,
     Steady,
@@ -42,31 +43,31 @@ from taskq.broker.log.head import (
 from taskq.broker.log.index import INDEX_INTERVAL_BYTES
 from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, unlock
 from taskq.broker.log.opening import clean_up, open_head
-from taskq.broker.log.recovery import segment_bases
-from taskq.broker.log.segment import ActiveSegment
-from taskq.broker.port import Lost, PartitionBounds, WouldBlock
-from taskq.errors import BrokerUnavailable, StorageError, StorageFull, TopicNotFound
+from taskq.broker.log.segment import OPEN, ActiveSegment
+from taskq.broker.log.view import PartitionView
+from taskq.broker.port import WouldBlock
+from taskq.errors import BrokerError, BrokerUnavailable, StorageError
 
 SEGMENT_BYTES_MAX = 1024 * 1024 * 1024  # Kafka's log.segment.bytes; positions must fit the index's int32
 
 _log = logging.getLogger("taskq.log")
 
 
-class Partition:
+class Partition(PartitionView):
     """A partition, opened. Thread-safe.
 
     `wake(bits)` is called, under the lock, when an append begins that somebody waits for; `recovered(end)`, under it
-    too, when the log's end had to be found anew: it returns what had to be said of commits beyond that end.
+    too, when the log's end had to be found anew: it returns what had to be said of commits beyond that end;
+    `altered()`, under it too, before the first append and when the topic's settings have changed: it returns the size
+    of segments, or None where that is as it was.
     """
 
     __slots__ = (
+        "_altered",
         "_appended",
         "_checkpointed",
-        "_directory",
         "_failure",
-        "_files",
         "_generation",
-        "_head",
         "_head_fd",
         "_mutex",
         "_next_offset",
@@ -75,11 +76,12 @@ class Partition:
         "_pwrite",
         "_segment",
         "_segment_bytes_max",
+        "_settings",
         "_steady",
         "_syncer",
         "_wake",
         "_words",
-        "name",
+        "is_dirty_for_good",
     )
 
     def __init__(
@@ -90,11 +92,12 @@ class Partition:
         wake: Callable[[int], None],
         recovered: Callable[[int], Sequence[str]],
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        altered: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self.name = name
-        self._files = files
-        self._directory = directory
+        self._head_fd, head = open_head(files, directory, name, recovered)
+        super().__init__(files, directory, name, head)
         self._wake = wake
+        self._altered = altered
         self._segment_bytes_max = segment_bytes_max
         self._pwrite = files.pwrite
         self._mutex = threading.Lock()
@@ -105,8 +108,10 @@ class Partition:
         self._segment: ActiveSegment | None = None
         self._position = self._next_offset = -1
         self._steady = Steady(-1, -1, 0, 0, 0)
-        self._head_fd, self._head = open_head(files, directory, name, recovered)
-        self._words = self._head.words
+        self._settings = -1
+        self.is_dirty_for_good = False
+        """Whether nobody will sync what is appended, as with durability "os"."""
+        self._words = head.words
         self._publish = self._head.publish
         self._syncer = Syncer(files, directory, name, self._head)
 
@@ -178,7 +183,7 @@ class Partition:
             self._mutex.release()
         return offset
 
-    def _undo(self, segment: ActiveSegment, error: OSError) -> StorageFull | StorageError:
+    def _undo(self, segment: ActiveSegment, error: OSError) -> BrokerError:
         """Take back an append that failed: the log ends where it ended before, or refuses further writes."""
         self._generation = -1  # what is cached may be wrong: the next append reads the head again
         try:
@@ -199,11 +204,14 @@ class Partition:
             raise self._failure
         notice = self._words[NOTICE]
         if notice & Notice.DELETED:
-            raise TopicNotFound(f"{self.name}: the topic has been deleted")
+            raise self._gone()
         if notice & Notice.FAILED:
             raise StorageError(
                 f"{self.name}: an fsync failed in another process. Writes are refused until the broker is reopened"
             )
+        if self._words[SETTINGS] != self._settings:
+            self._settings = self._words[SETTINGS]
+            self._segment_bytes_max = self._altered() or self._segment_bytes_max
         state = self._head.state()
         try:
             if self._segment is None or state.segment_base != self._segment.base:
@@ -225,6 +233,7 @@ class Partition:
             old, self._segment = self._segment, segment
         if old is not None:
             old.close()
+        OPEN.add(self)
 
     def _roll(self, wait: bool) -> None:
         """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last.
@@ -236,6 +245,8 @@ class Partition:
         assert self._segment is not None
         base, start = self._next_offset, self._steady.start_offset
         self._sync_log(self._segment)
+        if not self._words[NAMED]:  # or the next segment's name might outlive this one's
+            self._syncer.sync_name()
         self._head.begin()
         self._generation = -1
         try:
@@ -276,6 +287,10 @@ class Partition:
             self._syncer.sync(self._segment or segment, wanted)
         except SyncFailed as failure:
             self._refuse(failure)
+            raise
+        except StorageError:
+            if self.is_deleted:  # and its directory with it
+                raise self._gone() from None
             raise
         done = self._checkpointed
         if done is None:
@@ -327,56 +342,84 @@ class Partition:
         checkpoint.write(self._files, self._directory, Checkpoint(state, times))
         self._checkpointed = (state.segment_base, state.position)
 
-    # -- reading
-
-    @property
-    def head(self) -> Head:
-        return self._head
-
-    def end(self) -> int:
-        """The offset the next record will get: all below it can be read."""
-        return self._head.next_offset()
-
-    def bounds(self) -> PartitionBounds:
-        state = self._head.state()
-        return PartitionBounds(state.start_offset, state.next_offset)
-
-    def size_bytes(self) -> int:
-        """Bytes of the log's segments on disk."""
-        bases = segment_bases(self._files, self._directory)
-        return sum(self._files.size_of(names.log(self._directory, base)) for base in bases)
-
-    def cursor(self, offset: int, lost: Callable[[Lost], object] | None = None) -> Cursor:
-        """A place to read on from. Below the start it is the start. With `lost` it passes over damage, and says so."""
-        if lost is not None:
-            return SkippingCursor(self._files, self._directory, self._head, offset, lost)
-        return Cursor(self._files, self._directory, self._head, offset)
-
-    def offset_for(self, timestamp_ms: int) -> int:
-        """The earliest offset whose record's timestamp is `timestamp_ms` or later; the end if there is none."""
-        return lookup.offset_for(self._files, self._directory, self._head, timestamp_ms)
+    # -- waiting, keeping up, closing
 
     def wait_for_append(self, mask: int) -> None:
         """Ask for `wake(mask)` to be called at the next append, whoever makes it. Waits for one under way."""
-        if self._head.is_waiting(mask):
-            return
+        if not self._head.is_waiting(mask):
+            with self._locked():
+                self._head.set_waiting(mask)
+
+    def roll(self) -> None:
+        """Close the active segment and begin another, if there is anything in it."""
+        with self._locked():
+            self._refresh()
+            if self._position:
+                self._roll(wait=True)
+
+    def begin_at(self, start: int) -> None:
+        """Have the log begin at offset `start`, also after a power cut: segments below it may be removed after this."""
+        with self._locked():
+            self._refresh()
+            state = self._head.state()
+            if start > state.start_offset:
+                state = evolve(state, start_offset=min(start, state.next_offset))
+                self._generation = self._head.republish(state)
+                self._steady = Steady.of(state)
+        with self._mutex:
+            if self._segment is None:
+                raise self._closed()
+            try:
+                self._checkpoint(self._segment)
+                self._files.sync_directory(self._directory)
+            except OSError as error:
+                raise storage_error(self.name, self._directory, error) from error
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        """Nobody appends inside this."""
         with self._mutex:
             if self._head_fd < 0:
                 raise self._closed()
             lock(self._head_fd)
             try:
-                self._head.set_waiting(mask)
+                yield
             finally:
                 unlock(self._head_fd)
 
-    def _closed(self) -> BrokerUnavailable:
+    def shut(self) -> bool:
+        """Close the active segment's files until the next append, if nobody uses them and all is synced; or say False.
+
+        Called by who has another partition's locks, so it waits for nothing.
+        """
+        if self.needs_sync and not self.is_dirty_for_good:
+            return False
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            if not self._syncer.mutex.acquire(blocking=False):
+                return False
+            try:
+                if self._segment is not None:
+                    self._segment.close()
+                self._segment, self._generation = None, -1
+            finally:
+                self._syncer.mutex.release()
+        finally:
+            self._mutex.release()
+        return True
+
+    def _closed(self) -> BrokerError:
+        if self.is_deleted:
+            return self._gone()
         return BrokerUnavailable(f"{self.name}: the broker has been closed by this process; open it again")
 
     def close(self) -> None:
         """Note how far the log is sound, if this process has appended to it, and let go of its files."""
-        if self._appended:
+        if self._appended and not self.is_deleted:
             self._write_checkpoint()
         with self._mutex:
+            OPEN.discard(self)
             if self._segment is not None:
                 self._segment.close()
             self._syncer.close()

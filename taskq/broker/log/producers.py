@@ -33,7 +33,7 @@ SEQUENCES: Final = 1 << 31
 """How many sequences there are: after the last one comes 0."""
 BATCHES_KEPT: Final = 5
 EXPIRES_MS: Final = 7 * 24 * 60 * 60 * 1000
-"""How long a producer is known after its last batch. Kafka: one day; whoever retries a publish may sleep for a weekend."""
+"""How long a producer is known after its last batch. Kafka: one day, but who retries may sleep over a weekend."""
 
 
 class OutOfOrderSequence(BrokerError):
@@ -116,28 +116,28 @@ class Producers:
 
     def forget_expired(self, now_ms: int) -> None:
         """Let go of those that have sent nothing for EXPIRES_MS."""
-        known = self._known.items()
-        self._known = {id: one for id, one in known if one.batches[-1].timestamp_ms + EXPIRES_MS > now_ms}
+        for number, known in list(self._known.items()):
+            if known.batches[-1].timestamp_ms + EXPIRES_MS <= now_ms:
+                del self._known[number]
 
+    def encode(self, offset: int) -> bytes:
+        """As a snapshot file: all that is known is of batches below `offset`."""
+        known = {number: [one.epoch, list(one.batches)] for number, one in self._known.items()}
+        body = json.dumps({"offset": offset, "producers": known})
+        return encode_json({"crc": crc32c(body.encode()), "body": body})
 
-def encode_snapshot(offset: int, producers: Producers) -> bytes:
-    """What is known of all batches below `offset`, as a file."""
-    known = {id: [one.epoch, list(one.batches)] for id, one in producers._known.items()}  # noqa: SLF001 - its other half
-    body = json.dumps({"offset": offset, "producers": known})
-    return encode_json({"crc": crc32c(body.encode()), "body": body})
-
-
-def decode_snapshot(raw: bytes) -> tuple[int, Producers] | None:
-    """(offset, what is known of all batches below it); None if these bytes are no sound snapshot."""
-    producers = Producers()
-    try:
-        document: Any = json.loads(raw)
-        if crc32c(document["body"].encode()) != document["crc"]:
+    @classmethod
+    def decode(cls, raw: bytes) -> tuple[int, Producers] | None:
+        """(offset, what is known of all batches below it); None if these bytes are no sound snapshot."""
+        producers = cls()
+        try:
+            document: Any = json.loads(raw)
+            if crc32c(document["body"].encode()) != document["crc"]:
+                return None
+            body = json.loads(document["body"])
+            for number, (epoch, batches) in body["producers"].items():
+                sent = deque((Sent(*batch) for batch in batches), maxlen=BATCHES_KEPT)
+                producers._known[int(number)] = _Producer(epoch, sent)
+            return body["offset"], producers
+        except (ValueError, LookupError, TypeError, AttributeError):
             return None
-        body = json.loads(document["body"])
-        for id, (epoch, batches) in body["producers"].items():
-            sent = deque((Sent(*batch) for batch in batches), maxlen=BATCHES_KEPT)
-            producers._known[int(id)] = _Producer(epoch, sent)  # noqa: SLF001 - its other half
-        return body["offset"], producers
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None

@@ -1,0 +1,402 @@
+"""A batch that is sent again is not a second record: over processes, rolls, reopening, reboots and compaction."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from taskq.broker.log.batch import ProducerStamp, encode_many
+from taskq.broker.log.files import RealFiles
+from taskq.broker.log.idempotence import IdempotentAppender, next_producer_id, remember, snapshot_offsets
+from taskq.broker.log.names import snapshot
+from taskq.broker.log.partition import Partition
+from taskq.broker.log.producers import OutOfOrderSequence, ProducerFenced
+from taskq.broker.port import Message, WouldBlock
+from taskq.errors import CorruptLog, StorageError
+from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
+from tests.broker.log.test_partition import read_all, reboot, values
+
+FILES = RealFiles()
+
+
+def sent(sequence: int, *texts: bytes, producer: int = 1, epoch: int = 0) -> bytes:
+    return encode_many([Message(text) for text in texts], NOW_MS, ProducerStamp(producer, epoch, sequence))
+
+
+def appender(partition: Partition, directory: Path, files: RealFiles = FILES) -> IdempotentAppender:
+    return IdempotentAppender(files, str(directory), partition, lambda: NOW_MS)
+
+
+def test_a_batch_that_is_sent_again_gets_its_old_offset(open_partition: OpenPartition, tmp_path: Path) -> None:
+    partition = open_partition()
+    appends = appender(partition, tmp_path)
+    assert appends.append(sent(0, b"a", b"b")) == 0
+    assert partition.append(plain(b"between"), 1, NOW_MS) == 2
+    assert appends.append(sent(2, b"c")) == 3
+    assert appends.append(sent(0, b"a", b"b")) == 0
+    assert appends.append(sent(2, b"c")) == 3
+    assert values(read_all(partition)) == [b"a", b"b", b"between", b"c"]
+    with pytest.raises(OutOfOrderSequence):
+        appends.append(sent(4, b"too far"))
+    appends.append(sent(0, b"d", epoch=1))
+    with pytest.raises(ProducerFenced):
+        appends.append(sent(3, b"old"))
+    assert partition.append(plain(b"the locks are free"), 1, NOW_MS) == 5
+    appends.close()
+
+
+def test_a_batch_of_nobody_is_appended_each_time(open_partition: OpenPartition, tmp_path: Path) -> None:
+    appends = appender(open_partition(), tmp_path)
+    assert [appends.append(plain(b"a")), appends.append(plain(b"a"))] == [0, 1]
+    appends.close()
+
+
+@pytest.mark.parametrize("how", ["another process", "reopened", "rebooted", "rebooted, snapshots gone bad"])
+def test_who_comes_after_knows_what_was_sent(
+    open_partition: OpenPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    partition = open_partition(segment_bytes_max=400)
+    first = appender(partition, tmp_path)
+    for number in range(20):  # rolls several times
+        first = appender(partition, tmp_path)
+        assert first.append(sent(number, b"%d" % number)) == number
+        if number % 3:
+            first.close()
+    first.append(sent(0, b"other", producer=2))
+    if how != "another process":
+        first.close()
+        partition.close()
+    if how.startswith("rebooted"):
+        reboot(monkeypatch)
+    if how.endswith("bad"):
+        for path in tmp_path.glob("*.snapshot"):
+            path.write_bytes(b"\0" * 20)
+    reopened = open_partition(segment_bytes_max=400)
+    again = appender(reopened, tmp_path)
+    assert again.append(sent(19, b"19")) == 19
+    assert again.append(sent(15, b"15")) == 15
+    with pytest.raises(OutOfOrderSequence):
+        again.append(sent(14, b"14"))
+    assert again.append(sent(0, b"other", producer=2)) == 20
+    assert again.append(sent(20, b"20")) == 21
+    again.close()
+    first.close()
+
+
+def test_processes_take_turns(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """Two that share a producer's numbers (a connection that moved): each sees at once what the other has appended."""
+    here, there = open_partition(segment_bytes_max=500), open_partition(segment_bytes_max=500)
+    both = [appender(here, tmp_path), appender(there, tmp_path)]
+    for number in range(30):
+        assert both[number % 2].append(sent(number, b"%d" % number)) == number
+        assert both[(number + 1) % 2].append(sent(number, b"%d" % number)) == number
+    assert values(read_all(here)) == [b"%d" % number for number in range(30)]
+    for one in both:
+        one.close()
+
+
+def test_a_partition_without_idempotent_producers_has_no_snapshot(
+    open_partition: OpenPartition, tmp_path: Path
+) -> None:
+    partition = open_partition(segment_bytes_max=300)
+    for _ in range(20):
+        partition.append(plain(b"x" * 30), 1, NOW_MS)
+    remember(FILES, str(tmp_path), partition.head.state(), NOW_MS)
+    assert not snapshot_offsets(FILES, str(tmp_path))
+
+
+def test_snapshots_say_only_what_is_on_stable_storage(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """Else a power cut could take back the batch, and the retry would be answered with an offset that is another's."""
+    partition = open_partition()
+    appends = appender(partition, tmp_path)
+    appends.append(sent(0, b"a" * 1000))
+    appends.append(sent(1, b"b"))
+    appends.close()  # nothing was synced
+    assert max(snapshot_offsets(FILES, str(tmp_path))) == 0
+    partition.sync()
+    again = appender(partition, tmp_path)
+    again.append(sent(1, b"b"))
+    again.close()
+    assert max(snapshot_offsets(FILES, str(tmp_path))) == 2
+
+
+def test_after_a_power_cut_what_was_lost_is_appended_anew(
+    open_partition: OpenPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = open_partition()
+    appends = appender(partition, tmp_path)
+    appends.append(sent(0, b"kept"))
+    partition.sync()
+    size = (tmp_path / f"{0:020}.log").stat().st_size
+    appends.append(sent(1, b"lost"))
+    appends.close()
+    partition.close()
+    (tmp_path / "checkpoint").unlink()  # closing wrote it, as a process does that ends in order
+    for path in tmp_path.glob("*.snapshot"):
+        if path.stem != f"{0:020}":
+            path.unlink()
+    with (tmp_path / f"{0:020}.log").open("r+b") as log:
+        log.truncate(size)
+    reboot(monkeypatch)
+    reopened = open_partition()
+    again = appender(reopened, tmp_path)
+    assert again.append(sent(0, b"kept")) == 0
+    assert again.append(sent(1, b"lost")) == 1
+    assert values(read_all(reopened)) == [b"kept", b"lost"]
+    again.close()
+
+
+def test_a_snapshot_past_the_end_is_of_a_log_that_is_gone(open_partition: OpenPartition, tmp_path: Path) -> None:
+    partition = open_partition()
+    appends = appender(partition, tmp_path)
+    appends.append(sent(0, b"a"))
+    partition.sync()
+    appends.append(sent(1, b"b"))
+    appends.close()
+    partition.sync()
+    real = max(snapshot_offsets(FILES, str(tmp_path)))
+    os.rename(snapshot(str(tmp_path), real), snapshot(str(tmp_path), 99))
+    again = appender(open_partition(), tmp_path)
+    assert again.append(sent(1, b"b")) == 1
+    assert 99 not in snapshot_offsets(FILES, str(tmp_path))
+    again.close()
+
+
+class Syncs(RealFiles):
+    def __init__(self) -> None:
+        super().__init__()
+        self.synced: list[int] = []
+
+    def sync(self, fd: int, /) -> None:  # type: ignore[override]
+        self.synced.append(os.fstat(fd).st_ino)
+        os.fdatasync(fd)
+
+
+def test_a_retry_is_made_durable_though_another_process_appended_it(
+    open_partition: OpenPartition, tmp_path: Path
+) -> None:
+    appender(open_partition(), tmp_path).append(sent(0, b"a"))  # killed before it synced
+    files = Syncs()
+    partition = open_partition(files)
+    appends = appender(partition, tmp_path, files)
+    assert appends.append(sent(0, b"a")) == 0
+    partition.sync()
+    assert (tmp_path / f"{0:020}.log").stat().st_ino in files.synced
+    appends.close()
+
+
+def test_a_repair_after_a_failed_fsync_is_noticed(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """What one process knows of another one's batch, which the failed fsync took with it, is forgotten."""
+
+    class Fails(RealFiles):
+        def sync(self, fd: int, /) -> None:  # type: ignore[override]
+            raise OSError(5, "Input/output error")
+
+    bystander = open_partition()
+    knows = appender(bystander, tmp_path)
+    knows.append(sent(0, b"kept"))
+    bystander.sync()
+    size = (tmp_path / f"{0:020}.log").stat().st_size
+    failing = open_partition(Fails())
+    failing.append(sent(1, b"gone"), 1, NOW_MS)
+    assert knows.append(sent(1, b"gone")) == 1  # it knows
+    with pytest.raises(StorageError):
+        failing.sync()
+    with (tmp_path / f"{0:020}.log").open("r+b") as log:
+        log.truncate(size)  # the system dropped what it could not write
+    open_partition()
+    assert knows.append(sent(1, b"gone")) == 2
+    assert values(read_all(bystander)) == [b"kept", b"gone"]
+    knows.close()
+
+
+def test_what_is_removed_is_remembered_before(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """As retention and compaction do it: the batch itself may go, that it was sent stays known."""
+    partition = open_partition(segment_bytes_max=300)
+    appends = appender(partition, tmp_path)
+    appends.append(sent(0, b"early"))
+    (tmp_path / "unrelated.snapshot").touch()
+    for number in range(20):
+        partition.append(plain(b"%d" % number * 20), 1, NOW_MS)
+    remember(FILES, str(tmp_path), partition.head.state(), NOW_MS)
+    closed = sorted(tmp_path.glob("*.log"))[:-1]
+    assert len(closed) > 2
+    kept = {path: path.read_bytes() for path in closed}
+    for path in closed:
+        path.unlink()
+    late = appender(open_partition(), tmp_path)
+    assert late.append(sent(0, b"early")) == 0
+    assert appends.append(sent(0, b"early")) == 0  # one that has been idle meanwhile
+    for path, raw in kept.items():
+        path.write_bytes(raw)
+    late.close()
+    appends.close()
+
+
+def test_damage_is_an_error_for_idempotent_producers_only(open_partition: OpenPartition, tmp_path: Path) -> None:
+    partition = open_partition()
+    appends = appender(partition, tmp_path)
+    appends.append(sent(0, b"a"))
+    path = tmp_path / f"{0:020}.log"
+    raw = bytearray(path.read_bytes())
+    raw[50] ^= 1
+    path.write_bytes(raw)
+    fresh = appender(open_partition(), tmp_path)
+    with pytest.raises(CorruptLog, match="CRC32C"):
+        fresh.append(sent(1, b"b"))
+    assert partition.append(plain(b"goes on"), 1, NOW_MS) == 1
+    raw[50] ^= 1
+    path.write_bytes(raw + path.read_bytes()[len(raw) :])
+    fresh.close()
+    appends.close()
+
+
+def test_an_idempotent_append_that_may_not_wait_gives_way(open_partition: OpenPartition, tmp_path: Path) -> None:
+    appends = appender(open_partition(), tmp_path)
+    appends._mutex.acquire()
+    with pytest.raises(WouldBlock):
+        appends.append(sent(0, b"a"), wait=False)
+    appends._mutex.release()
+    assert appends.append(sent(0, b"a"), wait=False) == 0
+    appends.close()
+
+
+class History:
+    """Three producers, two processes that take turns, retries at any time; and the list that the log should be."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.boot = 0
+        self.model: list[bytes] = []
+        self.batches: list[list[tuple[bytes, int]]] = [[], [], []]
+        self.epochs, self.sequences = [0, 0, 0], [0, 0, 0]
+        self.processes = [self.open(), self.open()]
+
+    def open(self) -> tuple[Partition, IdempotentAppender]:
+        history = self
+
+        class Files(RealFiles):
+            def boot_id(self) -> tuple[int, int]:
+                return history.boot, 0
+
+        partition = Partition(
+            Files(), str(self.directory), "feed/0", lambda bits: None, lambda end: (), segment_bytes_max=600
+        )
+        return partition, appender(partition, self.directory)
+
+    def close(self, *numbers: int) -> None:
+        for number in numbers:
+            partition, appends = self.processes[number]
+            appends.close()
+            partition.close()
+
+    def send(self, producer: int, count: int) -> None:
+        texts = [b"%d-%d-%d" % (producer, len(self.model), part) for part in range(count + 1)]
+        batch = sent(self.sequences[producer], *texts, producer=producer, epoch=self.epochs[producer])
+        assert self.processes[0][1].append(batch) == len(self.model)
+        self.batches[producer].append((batch, len(self.model)))
+        self.sequences[producer] += len(texts)
+        self.model += texts
+
+    def again(self, producer: int, back: int) -> None:
+        if back < len(self.batches[producer]):
+            batch, offset = self.batches[producer][-1 - back]
+            if back < 5:
+                assert self.processes[0][1].append(batch) == offset
+            else:
+                with pytest.raises(OutOfOrderSequence):
+                    self.processes[0][1].append(batch)
+
+    def epoch(self, producer: int, _: int) -> None:
+        self.epochs[producer] += bool(self.batches[producer])
+        self.batches[producer], self.sequences[producer] = [], 0
+
+    def sync(self, *_: int) -> None:
+        self.processes[0][0].sync()
+
+    def other(self, *_: int) -> None:
+        self.processes.reverse()
+
+    def reopen(self, *_: int) -> None:
+        self.close(0)
+        self.processes[0] = self.open()
+
+    def reboot(self, *_: int) -> None:
+        self.close(0, 1)
+        self.boot += 1
+        self.processes = [self.open(), self.open()]
+
+
+steps = st.sampled_from(["send", "send", "again", "again", "epoch", "sync", "other", "reopen", "reboot"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(steps, st.integers(0, 2), st.integers(0, 6)), max_size=40))
+def test_any_history_has_every_batch_once(tmp_path_factory: pytest.TempPathFactory, taken: list) -> None:
+    history = History(tmp_path_factory.mktemp("partition"))
+    for step, producer, number in taken:
+        getattr(history, step)(producer, number)
+    assert values(read_all(history.processes[0][0])) == history.model
+    history.close(0, 1)
+
+
+KILLED = """
+import os, sys
+from taskq.broker.log.partition import Partition
+from tests.broker.log.test_idempotence import FILES, appender, sent
+partition = Partition(FILES, sys.argv[1], "feed/0", lambda bits: None, lambda end: (), segment_bytes_max=2000)
+appends = appender(partition, sys.argv[1])
+first, kill_at, how = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+if how == "written":  # before it is visible
+    publish = partition._publish
+    def die(*arguments):
+        if partition._next_offset > kill_at:
+            os.kill(os.getpid(), 9)
+        return publish(*arguments)
+    partition._publish = die
+for number in range(first, 1000):
+    offset = appends.append(sent(number, b"%d" % number))
+    if how == "visible" and number == kill_at:
+        os.kill(os.getpid(), 9)  # before it is acknowledged
+    print(number, offset, flush=True)
+"""
+
+
+def test_a_writer_killed_before_its_acknowledgement_sends_again(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """Each writer begins with what was not acknowledged to the one before, as a client does that connects again."""
+    first, acknowledged = 0, []
+    for turn in range(6):
+        how = "visible" if turn % 2 else "written"
+        script = [sys.executable, "-c", KILLED, str(tmp_path), str(first), str(first + 7), how]
+        found = subprocess.run(script, capture_output=True, text=True, timeout=30)
+        assert found.returncode == -signal.SIGKILL, found.stderr
+        acknowledged += [line.split() for line in found.stdout.splitlines()]
+        first = int(acknowledged[-1][0]) + 1
+    partition = open_partition()
+    appends = appender(partition, tmp_path)
+    appends.append(sent(first, b"%d" % first))
+    assert [offset for number, offset in acknowledged if number != offset] == []
+    assert values(read_all(partition)) == [b"%d" % number for number in range(first + 1)]
+    appends.close()
+
+
+def _take_ids(root: str, count: int) -> list[int]:
+    return [next_producer_id(FILES, root) for _ in range(count)]
+
+
+def test_producer_ids_are_given_out_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("forkserver").Pool(3) as pool:
+        given_out = pool.starmap(_take_ids, [(str(tmp_path), 10)] * 3)
+    assert sorted(number for some in given_out for number in some) == list(range(30))
+    assert next_producer_id(FILES, str(tmp_path)) == 30
+    (tmp_path / "producer-ids").write_bytes(b"\0\0")
+    with pytest.raises(StorageError, match="producer-ids"):
+        next_producer_id(FILES, str(tmp_path))

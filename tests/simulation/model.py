@@ -96,7 +96,9 @@ class PartitionModel:
             kept = batches[-1].next_offset
         if kept < self.synced:
             raise Wrong(f"offsets {kept} to {self.synced} are lost, though they had been acknowledged as durable")
-        if end != kept:
+        if self.is_suspect and kept < end == had:  # it had been repaired just before
+            batches.append(Batch(kept, end - kept, []))
+        elif end != kept:
             raise Wrong(f"the log ends at {end}, but what can be read of it ends at {kept}")
         self.batches, self.synced, self.is_suspect = batches, end, False
         self.in_flight.clear()

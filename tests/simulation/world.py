@@ -102,7 +102,8 @@ class World:
         self._say(f"-- the power goes{where} (call {self.fate.calls})")
         for tp, offset in claimed.items():
             model = self.partitions[tp]
-            model.synced = max(model.synced, min(offset, model.end))
+            if not model.is_suspect:  # else it may be the claim of a repair that we know nothing of yet
+                model.synced = max(model.synced, min(offset, model.end))
         before, self.disk = self.disk, self.disk.power_cut(self.rng, self._new_base(), self.counts.fates)
         self.fate.failed.clear()
         remove_directory(before.base)
@@ -123,7 +124,6 @@ class World:
             return
         process = self.rng.choice(self.processes)
         step = self.rng.choices(_STEPS, _STEP_WEIGHTS)[0]
-        faults = process.files.faults
         try:
             step(self, process)
         except Killed:
@@ -132,7 +132,7 @@ class World:
             self._end(process)
         except (StorageError, StorageFull, BrokerUnavailable, CorruptLog, OSError) as error:
             self._say(f"   {process.name}: {type(error).__name__}: {error}")
-            if process.files.faults == faults and not self._is_anything_suspect():
+            if not process.files.faults and not self._is_anything_suspect():
                 raise Wrong(f"{process.name} fails, and nothing else did: {error!r}") from error
             self._note_failures()
             if self.rng.random() < 0.6:

@@ -9,6 +9,7 @@ happened, where, and to what.
     │   ├── BrokerUnavailable  it can't be reached or opened
     │   ├── TopicNotFound
     │   ├── MessageTooLarge
+    │   ├── OffsetOutOfRange   a group's next records have been removed
     │   ├── StorageFull
     │   ├── StorageError       an fsync or write failed: the partition refuses writes until reopened
     │   ├── CorruptLog         bytes on disk that are not what was written
@@ -50,6 +51,12 @@ class TopicNotFound(BrokerError):
 
 class MessageTooLarge(BrokerError):
     """A message is over the limit (1 MiB). Store the payload elsewhere and pass a reference to it."""
+
+
+class OffsetOutOfRange(BrokerError):
+    """The next records of a group in a partition were removed before it read them, and it asks to be told
+    (`offset_reset = "error"`). Start it with `offset_reset = "earliest"` (`TASKQ_OFFSET_RESET`) to go on with what is left.
+    """
 
 
 class StorageFull(BrokerError):

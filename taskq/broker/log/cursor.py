@@ -17,7 +17,7 @@ from taskq.broker.log.head import Head
 from taskq.broker.log.lookup import locate
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.port import Lost, Record
-from taskq.errors import CorruptLog
+from taskq.errors import CorruptLog, OffsetOutOfRange
 
 _RECORDS_MAX_DEFAULT = 1 << 30
 _TRIES = 100
@@ -31,11 +31,26 @@ more than the read itself."""
 class Cursor:
     """Reads one partition in order. Not thread-safe. Opens nothing until the first read."""
 
-    __slots__ = ("_directory", "_fd", "_files", "_head", "_position", "_segment_base", "_sought", "_want", "offset")
+    __slots__ = (
+        "_directory",
+        "_fd",
+        "_files",
+        "_head",
+        "_is_strict",
+        "_position",
+        "_segment_base",
+        "_sought",
+        "_want",
+        "offset",
+        "skipped",
+    )
 
-    def __init__(self, files: Files, directory: str, head: Head, offset: int) -> None:
+    def __init__(self, files: Files, directory: str, head: Head, offset: int, *, is_strict: bool = False) -> None:
         self.offset = offset
         """The offset of the next record that `read` returns, if there is one."""
+        self.skipped = 0
+        """How many offsets were passed over because the log begins after them. Whoever counts them sets it back."""
+        self._is_strict = is_strict
         self._files = files
         self._directory = directory
         self._head = head
@@ -107,7 +122,15 @@ class Cursor:
         """Open the segment whose offsets `offset` is among. Raises FileNotFoundError if it has just been removed."""
         bases = segment_bases(self._files, self._directory)
         # After the listing: what it lacks because retention has removed it is below the start by now.
-        self.offset = max(self.offset, self._head.state().start_offset)
+        start = self._head.state().start_offset
+        if self.offset < start:
+            if self._is_strict:
+                raise OffsetOutOfRange(
+                    f"{self._directory}: offset {self.offset} is due, but the log begins at {start}: what was before it "
+                    'has been removed. offset_reset = "earliest" goes on from there'
+                )
+            self.skipped += start - self.offset
+            self.offset = start
         below = [base for base in bases if base <= self.offset]
         if not below:
             raise CorruptLog(self._directory, 0, f"no segment holds offset {self.offset}")

@@ -58,6 +58,14 @@ class Files(Protocol):
         """Bytes of the file of this name. Raises FileNotFoundError."""
         ...
 
+    def stamp(self, path: str) -> tuple[int, int]:
+        """What changes when another file gets this name, or this one is written. Raises FileNotFoundError."""
+        ...
+
+    def identity(self, fd: int) -> tuple[int, int]:
+        """What two descriptors have in common if they are of the same file."""
+        ...
+
     def boot_id(self) -> tuple[int, int]:
         """An id that changes at every boot, as two signed words."""
         ...
@@ -124,6 +132,16 @@ class RealFiles:
 
     def size_of(self, path: str) -> int:
         return os.stat(path).st_size
+
+    @staticmethod
+    def stamp(path: str) -> tuple[int, int]:
+        found = os.stat(path)
+        return found.st_ino, found.st_mtime_ns
+
+    @staticmethod
+    def identity(fd: int) -> tuple[int, int]:
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino
 
     def boot_id(self) -> tuple[int, int]:
         return _boot_id()

@@ -179,9 +179,16 @@ class Head:
         self.republish(self.state())
 
     def republish(self, state: HeadState) -> int:
-        """Publish `state` as a new generation, so that whoever has the old one cached reads it again."""
+        """Publish `state` as a new generation, so that whoever has the old one cached reads it again.
+
+        What a writer left that died while appending is still to be cut after it.
+        """
+        was_interrupted = self.is_interrupted
         self.begin()
-        return self.publish(state.position, state.next_offset, Steady.of(state))
+        generation = self.publish(state.position, state.next_offset, Steady.of(state))
+        if was_interrupted:
+            self.begin()
+        return generation
 
     def state(self) -> HeadState:
         """The end of the log as of now. Safe without the lock."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from attrs import evolve
 
 from taskq.broker.log import names
-from taskq.broker.log.failures import storage_error
+from taskq.broker.log.failures import is_out_of_files, storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import HEAD_BYTES, NOTICE, RECOVERIES, SYNCED, Head, HeadState, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
@@ -31,6 +31,8 @@ def open_head(files: Files, directory: str, name: str, recovered: Callable[[int]
     except FileNotFoundError:
         raise TopicNotFound(f"{name}: its directory {directory} is gone; was the topic deleted?") from None
     except OSError as error:
+        if is_out_of_files(error):
+            raise storage_error(name, directory, error) from error
         raise BrokerUnavailable(f"{name}: can't open {names.head(directory)}: {error.strerror}") from error
     try:
         lock(head_fd)
@@ -44,6 +46,8 @@ def open_head(files: Files, directory: str, name: str, recovered: Callable[[int]
         unlock(head_fd)
     except BaseException as error:
         close_lockable(files, head_fd)
+        if isinstance(error, FileNotFoundError):
+            raise TopicNotFound(f"{name}: the topic was deleted while it was being opened") from None
         if isinstance(error, OSError):
             raise storage_error(name, directory, error) from error
         raise
@@ -57,9 +61,27 @@ def _map(files: Files, directory: str, head_fd: int) -> Head:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     mapped_fd = files.open(names.head(directory))  # another one than what is locked: see locks.py
     try:
+        if files.identity(mapped_fd) != files.identity(head_fd):
+            raise FileNotFoundError  # the topic has been deleted, and made anew, since the other was opened
         return Head(files.map_shared(mapped_fd, HEAD_BYTES), files.boot_id())
     finally:
         files.close(mapped_fd)
+
+
+def change_head(files: Files, directory: str, change: Callable[[Head], None]) -> None:
+    """Call `change` under the append lock with the head of the partition in `directory`, if anybody can have it open."""
+    try:
+        head_fd = open_lockable(files, names.head(directory))
+    except FileNotFoundError:
+        return
+    try:
+        lock(head_fd)
+        if files.size(head_fd) >= HEAD_BYTES:
+            head = _map(files, directory, head_fd)
+            if head.is_valid():
+                change(head)
+    finally:
+        close_lockable(files, head_fd)
 
 
 def _recover(files: Files, directory: str, name: str, head: Head, recovered: Callable[[int], Sequence[str]]) -> None:

@@ -16,9 +16,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
-
-from attrs import evolve
+from contextlib import ExitStack, contextmanager, suppress
 
 from taskq.broker.log import checkpoint
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
@@ -43,8 +41,8 @@ from taskq.broker.log.head import (
 from taskq.broker.log.index import INDEX_INTERVAL_BYTES
 from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, unlock
 from taskq.broker.log.opening import clean_up, open_head
+from taskq.broker.log.reading import PartitionView
 from taskq.broker.log.segment import OPEN, ActiveSegment
-from taskq.broker.log.view import PartitionView
 from taskq.broker.port import WouldBlock
 from taskq.errors import BrokerError, BrokerUnavailable, StorageError
 
@@ -271,7 +269,7 @@ class Partition(PartitionView):
     @property
     def needs_sync(self) -> bool:
         """Whether something that this process has appended may not be on stable storage, and can still be synced."""
-        return self._appended > self._words[SYNCED] and self._failure is None
+        return self._appended > self._words[SYNCED] and self._failure is None and not self.is_deleted
 
     def sync(self) -> None:
         """Return once everything this process has appended is on stable storage. Raises StorageError, then for good.
@@ -287,10 +285,6 @@ class Partition(PartitionView):
             self._syncer.sync(self._segment or segment, wanted)
         except SyncFailed as failure:
             self._refuse(failure)
-            raise
-        except StorageError:
-            if self.is_deleted:  # and its directory with it
-                raise self._gone() from None
             raise
         done = self._checkpointed
         if done is None:
@@ -309,13 +303,8 @@ class Partition(PartitionView):
     def _refuse(self, failure: StorageError) -> None:
         """Refuse writes from here on, in every process."""
         self._failure = failure
-        with self._mutex:
-            if self._head_fd >= 0:
-                lock(self._head_fd)
-                try:
-                    self._head.notify(Notice.FAILED)
-                finally:
-                    unlock(self._head_fd)
+        with suppress(BrokerError), self._locked():
+            self._head.notify(Notice.FAILED)
 
     def _write_checkpoint(self) -> None:
         """Note how far the log is sound and synced. What goes wrong costs recovery a longer scan, nothing else."""
@@ -325,7 +314,7 @@ class Partition(PartitionView):
                     self._checkpoint(self._segment)
         except SyncFailed as failure:
             self._refuse(failure)
-        except (OSError, StorageError, StorageFull) as error:
+        except (OSError, BrokerError) as error:
             _log.debug("%s: no checkpoint: %s", self.name, error)
 
     def _checkpoint(self, segment: ActiveSegment) -> None:
@@ -357,24 +346,6 @@ class Partition(PartitionView):
             if self._position:
                 self._roll(wait=True)
 
-    def begin_at(self, start: int) -> None:
-        """Have the log begin at offset `start`, also after a power cut: segments below it may be removed after this."""
-        with self._locked():
-            self._refresh()
-            state = self._head.state()
-            if start > state.start_offset:
-                state = evolve(state, start_offset=min(start, state.next_offset))
-                self._generation = self._head.republish(state)
-                self._steady = Steady.of(state)
-        with self._mutex:
-            if self._segment is None:
-                raise self._closed()
-            try:
-                self._checkpoint(self._segment)
-                self._files.sync_directory(self._directory)
-            except OSError as error:
-                raise storage_error(self.name, self._directory, error) from error
-
     @contextmanager
     def _locked(self) -> Generator[None]:
         """Nobody appends inside this."""
@@ -394,19 +365,14 @@ class Partition(PartitionView):
         """
         if self.needs_sync and not self.is_dirty_for_good:
             return False
-        if not self._mutex.acquire(blocking=False):
-            return False
-        try:
-            if not self._syncer.mutex.acquire(blocking=False):
-                return False
-            try:
-                if self._segment is not None:
-                    self._segment.close()
-                self._segment, self._generation = None, -1
-            finally:
-                self._syncer.mutex.release()
-        finally:
-            self._mutex.release()
+        with ExitStack() as locks:
+            for mutex in (self._mutex, self._syncer.mutex):
+                if not mutex.acquire(blocking=False):
+                    return False
+                locks.callback(mutex.release)
+            if self._segment is not None:
+                self._segment.close()
+            self._segment, self._generation = None, -1
         return True
 
     def _closed(self) -> BrokerError:

@@ -78,7 +78,7 @@ class Cursor:
             except BadBatch as bad:
                 raise self._damaged(bad.position, bad.reason) from None
             if not consumed:
-                want = self._size_of_next(buffer, want)
+                want = self._size_of_next(buffer)
                 continue
             self._position += consumed
             self.offset = next_offset
@@ -95,10 +95,15 @@ class Cursor:
             self._files.close(self._fd)
             self._fd = -1
 
-    def _size_of_next(self, buffer: bytes, had: int) -> int:
-        size = read_header(buffer, 0).size
-        if len(buffer) < had:
-            raise self._damaged(0, f"a batch of {size} bytes of which {len(buffer)} are there")
+    def _size_of_next(self, buffer: bytes) -> int:
+        """Bytes of the batch that `buffer` holds the beginning of, which are all there."""
+        try:
+            size = read_header(buffer, 0).size
+        except BadBatch as bad:
+            raise self._damaged(bad.position, bad.reason) from None
+        there = self._files.size(self._fd) - self._position
+        if there < size:
+            raise self._damaged(0, f"a batch of {size} bytes of which {there} are there")
         return size
 
     def _seek(self) -> None:

@@ -96,7 +96,16 @@ def walk(
         reason = scanned.reason
         if not reason:
             if next_offset is not None and due < next_offset:
-                damaged(Lost(path, position, limit - position, due, next_offset, "the file ends before its last batch"))
+                damaged(
+                    Lost(
+                        path,
+                        position,
+                        limit - position,
+                        due,
+                        next_offset,
+                        f"the file ends; the log goes on with offset {next_offset}",
+                    )
+                )
             return scanned
         found = after_damage(files, log_fd, position, due, size)
         if found is None:

@@ -41,7 +41,16 @@ def locate(files: Files, directory: str, log_fd: int, base: int, offset: int, en
     if position and not begins_below(files, log_fd, position, offset):
         index = bytes(rebuild(files, directory, base, log_fd).index) if is_closed else b""
         position = floor_position(index, offset - base)
-    return find_from(files, log_fd, position, offset, end.next_offset)
+    limit = files.size(log_fd) if is_closed else end.position
+    try:
+        found = find_from(files, log_fd, position, offset, end.next_offset)
+    except BadBatch:
+        found = limit + 1
+    if found <= limit:
+        return found
+    # Batches were counted by what their headers say, unchecked, and that has led astray.
+    walked = scan(files, log_fd, position, _due(files, log_fd, position, limit), lambda at, header: None, limit)
+    raise BadBatch(walked.position, walked.reason or "it is not where the batches before it end")
 
 
 def _looks_sound(index: bytes, size: int) -> bool:

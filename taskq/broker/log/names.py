@@ -1,9 +1,10 @@
 """Every file name in a data directory. Nothing else builds or takes apart a path in it.
 
 taskq.json                               format version of the directory
-lock                                     flock held while topics are created
+lock                                     flock held while topics are created, altered and deleted
+cleaner.lock                             flock held while old segments are removed
 producer-ids                             the next producer id
-topics/<topic>/topic.json                number of partitions
+topics/<topic>/topic.json                its id, number of partitions, settings
 topics/<topic>/<partition>/head          shared memory and the append lock: see head.py
 topics/<topic>/<partition>/<base offset, 20 digits>.log
 topics/<topic>/<partition>/<base offset, 20 digits>.index
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 FORMAT_VERSION = 2
 
+UNFINISHED = "~"
 _LOG = ".log"
 _INDEX = ".index"
 _TIMEINDEX = ".timeindex"
@@ -40,6 +42,10 @@ def lock_file(root: str) -> str:
     return f"{root}/lock"
 
 
+def cleaner_lock(root: str) -> str:
+    return f"{root}/cleaner.lock"
+
+
 def producer_ids(root: str) -> str:
     return f"{root}/producer-ids"
 
@@ -50,6 +56,11 @@ def topics(root: str) -> str:
 
 def topic(root: str, name: str) -> str:
     return f"{root}/topics/{name}"
+
+
+def unfinished_topic(root: str, name: str) -> str:
+    """A topic that is being created or removed. No topic can be called that."""
+    return f"{root}/topics/{name}{UNFINISHED}"
 
 
 def topic_file(topic_directory: str) -> str:
@@ -111,6 +122,36 @@ def log_base_offset(file_name: str) -> int | None:
     return _number(file_name, _LOG)
 
 
+def index_base_offset(file_name: str) -> int | None:
+    """The base offset that an index's file name says, or None if it is neither an offset nor a time index."""
+    found = _number(file_name, _INDEX)
+    return _number(file_name, _TIMEINDEX) if found is None else found
+
+
+def is_aside(file_name: str) -> bool:
+    """Whether this is a file of what recovery has cut."""
+    base, _, rest = file_name.partition(".")
+    return (
+        rest.endswith(_ASIDE) and rest.removesuffix(_ASIDE).isdecimal() and _number(f"{base}{_LOG}", _LOG) is not None
+    )
+
+
+_PARTITION_FILES = frozenset({"head", "checkpoint", "compacted", "merging", "recovery.json"})
+_ROOT_FILES = frozenset({"taskq.json", "lock", "producer-ids", "topics", "groups", "waiters"})
+
+
+def is_partition_file(file_name: str) -> bool:
+    """Whether a file of this name in a partition's directory is one of ours."""
+    if file_name in _PARTITION_FILES or is_aside(file_name):
+        return True
+    return any(_number(file_name, suffix) is not None for suffix in (_LOG, _INDEX, _TIMEINDEX, _SNAPSHOT))
+
+
+def is_root_file(file_name: str) -> bool:
+    """Whether a file of this name in a data directory is one of ours."""
+    return file_name in _ROOT_FILES
+
+
 def _number(file_name: str, suffix: str) -> int | None:
     stem = file_name.removesuffix(suffix)
     return int(stem) if len(stem) == _DIGITS and stem.isdecimal() and stem != file_name else None
@@ -134,6 +175,10 @@ def members(root: str, group: str) -> str:
 
 def group_topics(root: str, group: str) -> str:
     return f"{root}/groups/{group}/topics"
+
+
+def group_topic(root: str, group: str, topic_name: str) -> str:
+    return f"{root}/groups/{group}/topics/{topic_name}"
 
 
 def lease(root: str, group: str, topic_name: str, number: int) -> str:

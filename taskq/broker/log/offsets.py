@@ -39,11 +39,16 @@ def read(raw: bytes) -> tuple[str, Committed | None, int]:
     """Take a file's bytes apart: (owner or "", what is committed or None, sequence of that commit)."""
     owner = raw[:OWNER_BYTES].rstrip(b"\0").decode(errors="replace")
     best, best_sequence = None, 0
-    for slot in (raw[OWNER_BYTES : OWNER_BYTES + SLOT_BYTES], raw[OWNER_BYTES + SLOT_BYTES : FILE_BYTES]):
-        found = _read_slot(slot)
-        if found is not None and found[1] > best_sequence:
+    for found in _slots(raw):
+        if found[1] > best_sequence:
             best, best_sequence = found
     return owner, best, best_sequence
+
+
+def _slots(raw: bytes) -> list[tuple[Committed, int]]:
+    """Those that are sound."""
+    both = (raw[OWNER_BYTES : OWNER_BYTES + SLOT_BYTES], raw[OWNER_BYTES + SLOT_BYTES : FILE_BYTES])
+    return [found for slot in both if (found := _read_slot(slot)) is not None]
 
 
 def _read_slot(slot: bytes) -> tuple[Committed, int] | None:
@@ -146,19 +151,40 @@ def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) ->
         except FileNotFoundError:
             continue
         try:
-            raw = files.pread(fd, FILE_BYTES, 0)
-            _, committed, sequence = read(raw)
-            if committed is None:
-                continue
-            is_beyond = committed.offset > end
-            if is_beyond or (committed.metadata and _end_of(raw, sequence) > end):
-                slot = encode_slot(sequence + 1, Committed(min(committed.offset, end)), end)
-                files.pwrite(fd, slot, _slot_position(sequence + 1))
-                what = f"its offset {committed.offset}" if is_beyond else "what had finished out of order"
-                changed.append(f"group {group} had committed more than there is: {what} goes back to {end} or below")
+            what = _forget_in(files, fd, end)
         finally:
             files.close(fd)
+        if what:
+            changed.append(f"group {group} had committed more than there is: {what} goes back to {end} or below")
     return changed
+
+
+def _forget_in(files: Files, fd: int, end: int) -> str:
+    """Bring one group's file in line. Returns what was changed, in words.
+
+    Each write is synced before the next, so that one slot is always sound. The slot that does not hold must go as well
+    if it is beyond the end: should both be torn or lost by a later power cut, it would be back.
+    """
+    raw = files.pread(fd, FILE_BYTES, 0)
+    _, committed, sequence = read(raw)
+    if committed is None:
+        return ""
+    beyond = {found[1] for found in _slots(raw) if _is_beyond(raw, *found, end)}
+    if not beyond:
+        return ""
+    if sequence in beyond:
+        kept = Committed(min(committed.offset, end))
+        what = f"its offset {committed.offset}" if committed.offset > end else "what had finished out of order"
+    else:
+        kept, what = committed, ""
+    for number in (sequence + 1, sequence + 2):
+        _write(files, fd, encode_slot(number, kept, end), _slot_position(number))
+        files.sync(fd)
+    return what
+
+
+def _is_beyond(raw: bytes, committed: Committed, sequence: int, end: int) -> bool:
+    return committed.offset > end or (bool(committed.metadata) and _end_of(raw, sequence) > end)
 
 
 def peek(files: Files, root: str, group: str, topic: str, number: int) -> tuple[str, Committed | None]:

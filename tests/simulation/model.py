@@ -81,6 +81,13 @@ class PartitionModel:
         if list(found) != expected:
             raise Wrong(difference(found, expected))
 
+    def check_acknowledged(self, offsets: Sequence[int]) -> None:
+        """A sync has returned to who appended these: it must not have been told so if they are gone."""
+        for batch in self.batches:
+            for offset in offsets:
+                if batch.base <= offset < batch.next_offset and not batch.records:
+                    raise Wrong(f"offset {offset} is said to be durable, and was lost when an fsync failed")
+
     def cut(self, found: Sequence[Record], end: int) -> int:
         """A power cut: `found` is what is left. Returns how many records were lost."""
         had = self.end

@@ -28,8 +28,10 @@ class Process:
         self._root = f"{disk.base}/data"
         self._directory: DataDirectory | None = None
         self._leases: dict[tuple[str, TopicPartition], offsets.Lease] = {}
-        self.appended: dict[TopicPartition, int] = {}
-        """Where the last append of this process ended, by partition."""
+        self.unsynced: dict[TopicPartition, list[int]] = {}
+        """The last offsets of what this process has appended since it last synced, by partition."""
+        self.has_failed = False
+        """Whether it has raised for what failed here or elsewhere."""
 
     @property
     def directory(self) -> DataDirectory:
@@ -52,9 +54,7 @@ class Process:
             batch = encode_one(value, key, headers, timestamp_ms)
         else:
             batch = encode_many([Message(value, key, headers) for _, key, value, headers in plain], timestamp_ms)
-        offset = partition.append(batch, len(plain), timestamp_ms)
-        self.appended[tp] = offset + len(plain)
-        return offset
+        return partition.append(batch, len(plain), timestamp_ms)
 
     def sync(self, tp: TopicPartition) -> None:
         self.partition(tp).sync()

@@ -132,8 +132,9 @@ class World:
             self._end(process)
         except (StorageError, StorageFull, BrokerUnavailable, CorruptLog, OSError) as error:
             self._say(f"   {process.name}: {type(error).__name__}: {error}")
-            if not process.files.faults and not self._is_anything_suspect():
+            if not process.has_failed and not process.files.faults and not self._is_anything_suspect():
                 raise Wrong(f"{process.name} fails, and nothing else did: {error!r}") from error
+            process.has_failed = True  # it may refuse from here on, whatever others do
             self._note_failures()
             if self.rng.random() < 0.6:
                 self._end(process)
@@ -204,6 +205,7 @@ class World:
             raise
         model.appended(offset, plain)
         self.counts.records_appended += count
+        process.unsynced.setdefault(tp, []).append(model.end - 1)
         if process.mode == "fsync":
             self._sync_one(process, tp)
 
@@ -212,8 +214,10 @@ class World:
 
     def _sync_one(self, process: Process, tp: TopicPartition) -> None:
         model = self.partitions[tp]
-        end = process.appended.get(tp, 0)
+        unsynced, process.unsynced[tp] = process.unsynced.get(tp, []), []
+        end = max(unsynced, default=0) + 1
         process.sync(tp)
+        model.check_acknowledged(unsynced)
         model.synced = max(model.synced, end)
         self._say(f"   {tp} is synced up to {end}")
 

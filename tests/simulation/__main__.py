@@ -47,7 +47,9 @@ def go_through(cuts: int, first: int) -> int:
 def summarize(counts: Counts, failed: list[int], first: int, after: int, seconds: float) -> None:
     """Say what was done and found."""
     print(f"seeds {first} to {after - 1}: {counts.histories} histories in {seconds:.0f} s")
-    print(f"  {counts.cuts} power cuts ({counts.cuts / seconds:.0f}/s), {counts.recoveries_cut} of them during recovery")
+    print(
+        f"  {counts.cuts} power cuts ({counts.cuts / seconds:.0f}/s), {counts.recoveries_cut} of them during recovery"
+    )
     print(
         f"  {counts.kills} processes killed, {counts.fsyncs_failed} fsyncs failed, {counts.repairs} repairs, "
         f"{counts.disks_full} writes to a full disk"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from taskq.broker.log import offsets
 from taskq.broker.port import Committed, Headers, Record
 
 Plain = tuple[int, bytes | None, bytes, Headers]
@@ -50,11 +51,7 @@ class PartitionModel:
     """Appends at the end that raised, or never returned: after a power cut one of them may be there after all."""
     is_suspect: bool = False
     """An fsync failed: what is not synced may be unreadable until somebody reopens the partition."""
-    commits: dict[str, list[tuple[Committed, int]]] = field(factory=dict)
-    """By group: what was committed, and where the log ended then. Since commits are not synced one by one, a power cut
-    may bring back any of them; the first is older than all cuts."""
-    commits_failed: dict[str, list[tuple[Committed, int]]] = field(factory=dict)
-    """Those since the last good one that raised, or never returned: they may be there after all."""
+    groups: dict[str, GroupModel] = field(factory=dict)
 
     @property
     def end(self) -> int:
@@ -145,36 +142,68 @@ class PartitionModel:
 
     # -- groups
 
-    def committed(self, group: str, committed: Committed) -> None:
-        self.commits.setdefault(group, []).append((committed, self.end))
-        self.commits_failed.pop(group, None)
-
-    def commit_failed(self, group: str, committed: Committed) -> None:
-        self.commits_failed.setdefault(group, []).append((committed, self.end))
+    def group(self, name: str) -> GroupModel:
+        return self.groups.setdefault(name, GroupModel())
 
     def check_commit(self, group: str, found: Committed | None) -> None:
         """Nobody has cut anything: the last commit holds."""
-        commits = self.commits.get(group)
-        last = commits[-1][0] if commits else None
-        if found != last and found not in [committed for committed, _ in self.commits_failed.get(group, ())]:
-            raise Wrong(f"group {group} has committed {found}, not {last}")
+        options = self.group(group).now()
+        if found not in [committed for committed, _ in options]:
+            raise Wrong(f"group {group} has committed {found}, not {options}")
 
     def cut_commit(self, group: str, found: Committed | None) -> None:
-        """The log was recovered: `found` must be one of the commits made, less what is gone, or nothing at all."""
-        commits = self.commits.pop(group, []) + self.commits_failed.pop(group, [])
-        if found is None:
-            return
+        """The log was recovered: `found` must be one of the commits made since one that lasts, less what is gone."""
         end = self.end
-        if found.offset > end:
+        if found is not None and found.offset > end:
             raise Wrong(f"group {group} has committed {found.offset}, past the log's end {end}")
-        for committed, end_then in commits:
-            if found == committed and end_then <= end:
-                break
-            if found.offset == min(committed.offset, end) and not found.metadata:
-                break
-        else:
-            raise Wrong(f"group {group} has committed {found}, which it never did: {commits}")
-        self.commits[group] = [(found, end)]
+        options = self.group(group).ever()
+        if not any(_is_left_of(found, *option, end) for option in options):
+            raise Wrong(f"group {group} has committed {found}, which is none of {options}")
+        self.groups[group] = GroupModel([(found, end)])
+
+
+Option = tuple[Committed | None, int]
+"""What may be committed, and where the log ended when it was."""
+
+
+@define
+class GroupModel:
+    """What one group has committed in one partition. Not every commit is synced: a power cut may bring back any of
+    those since the last that was."""
+
+    lasting: list[Option] = field(factory=lambda: [(None, 0)])
+    """One of these is on stable storage."""
+    since: list[Option] = field(factory=list)
+    failed: list[Option] = field(factory=list)
+    """Those since the last good one that raised, or never returned: they may be there after all."""
+
+    def now(self) -> list[Option]:
+        return [*(self.since[-1:] or self.lasting), *self.failed]
+
+    def ever(self) -> list[Option]:
+        return [*self.lasting, *self.since, *self.failed]
+
+    def taken(self) -> None:
+        """Somebody has taken the lease: what was committed is synced."""
+        self.lasting, self.since, self.failed = self.now(), [], []
+
+    def committed(self, committed: Committed, end: int) -> None:
+        self.since.append((committed, end))
+        self.failed.clear()
+        if len(self.since) == offsets.COMMITS_UNSYNCED_MAX:
+            self.lasting, self.since = self.since[-1:], []
+
+    def fsync_failed(self) -> None:
+        """Any of them may be what the system still has."""
+        self.lasting, self.since, self.failed = self.ever(), [], []
+
+
+def _is_left_of(found: Committed | None, committed: Committed | None, end_then: int, end: int) -> bool:
+    if found is None or committed is None:
+        return found is committed
+    if found == committed and end_then <= end:
+        return True
+    return found.offset == min(committed.offset, end) and not found.metadata
 
 
 def brief(records: Sequence[Record]) -> str:

@@ -28,6 +28,7 @@ class Process:
         self._root = f"{disk.base}/data"
         self._directory: DataDirectory | None = None
         self._leases: dict[tuple[str, TopicPartition], offsets.Lease] = {}
+        self._committed: set[tuple[str, TopicPartition]] = set()
         self.unsynced: dict[TopicPartition, list[int]] = {}
         """The last offsets of what this process has appended since it last synced, by partition."""
         self.has_failed = False
@@ -59,18 +60,23 @@ class Process:
     def sync(self, tp: TopicPartition) -> None:
         self.partition(tp).sync()
 
-    def commit(self, group: str, tp: TopicPartition, committed: Committed) -> bool:
-        """Whether we have the lease, and so could commit. The partition is opened first, as a consumer does it."""
-        partition = self.partition(tp)
-        lease = self._leases.get((group, tp))
-        if lease is None:
+    def take(self, group: str, tp: TopicPartition) -> bool:
+        """Whether we have the lease. The partition is opened first, as a consumer does it."""
+        self.partition(tp)
+        if (group, tp) not in self._leases:
             directory = self.directory
             lease = offsets.Lease.take(directory.files, directory.root, group, tp.topic, tp.partition, self.name)
             if lease is None:
                 return False
             self._leases[group, tp] = lease
-        lease.commit(committed, partition.end())
         return True
+
+    def has_committed(self, group: str, tp: TopicPartition) -> bool:
+        return (group, tp) in self._committed
+
+    def commit(self, group: str, tp: TopicPartition, committed: Committed) -> None:
+        self._committed.add((group, tp))
+        self._leases[group, tp].commit(committed, self.partition(tp).end())
 
     def committed(self, group: str, tp: TopicPartition) -> Committed | None:
         directory = self.directory

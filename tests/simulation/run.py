@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from taskq.broker.log import partition
+from taskq.broker.log import offsets, partition
 from tests.simulation.world import Counts, World
 
 CUTS_MAX = 4
 
 
 @contextmanager
-def small_checkpoints() -> Iterator[None]:
-    """Write a checkpoint every few records, and let recovery be silent about what is normal here."""
+def small_measures() -> Iterator[None]:
+    """Write a checkpoint every few records, sync every few commits, and let recovery be silent about what is normal here."""
     log = logging.getLogger("taskq.log")
-    before, level = partition.CHECKPOINT_BYTES, log.level
-    partition.CHECKPOINT_BYTES = 1000
+    before = partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX, log.level
+    partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX = 1000, 4
     log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        partition.CHECKPOINT_BYTES = before
+        partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX, level = before
         log.setLevel(level)
 
 
@@ -44,7 +44,7 @@ def disk_in_memory() -> Iterator[str]:
 
 def run(seed: int, counts: Counts, log: Callable[[str], None] | None = None) -> BaseException | None:
     """Run one history; return what was wrong, if anything."""
-    with disk_in_memory() as base, small_checkpoints():
+    with disk_in_memory() as base, small_measures():
         world = World(seed, base, counts, log)
         try:
             world.run(Random(seed).randrange(1, CUTS_MAX + 1))

@@ -146,8 +146,10 @@ class World:
     def _note_failures(self) -> None:
         """Logs whose fsync failed are suspect until they are repaired."""
         for path in self.fate.failed:
-            *_, topic, number, name = path.split("/")
-            if name.endswith(".log"):
+            *_, group, _, topic, number, name = f"{path}/".split("/") if "/groups/" in path else f"/{path}".split("/")
+            if "/groups/" in path:
+                self.partitions[TopicPartition(topic, int(number))].group(group).fsync_failed()
+            elif name.endswith(".log"):
                 self.partitions[TopicPartition(topic, int(number))].is_suspect = True
             self.counts.fsyncs_failed += 1
             self._say(f"   the fsync of {path.removeprefix(self.disk.base)} has failed")
@@ -237,14 +239,17 @@ class World:
         metadata = self.rng.randbytes(self.rng.choice((0, 0, 5, 700)))
         committed = Committed(self.rng.randrange(model.end + 1), metadata)
         self._say(f"{process.name} commits {committed.offset} and {len(metadata)} bytes for {group} in {tp}")
+        if not process.take(group, tp):
+            return
+        if not process.has_committed(group, tp):
+            model.group(group).taken()
         try:
-            is_done = process.commit(group, tp, committed)
+            process.commit(group, tp, committed)
         except BaseException:
-            model.commit_failed(group, committed)
+            model.group(group).failed.append((committed, model.end))
             raise
-        if is_done:
-            model.committed(group, committed)
-            self.counts.commits += 1
+        model.group(group).committed(committed, model.end)
+        self.counts.commits += 1
 
     def _create_topic(self, process: Process) -> None:
         if len(self.topics) == 2:

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskq.broker.log.files import RealFiles
-from taskq.broker.log.offsets import FILE_BYTES, OWNER_BYTES, SLOT_BYTES, Lease, encode_slot, peek, read
+from taskq.broker.log.offsets import (
+    COMMITS_UNSYNCED_MAX,
+    FILE_BYTES,
+    OWNER_BYTES,
+    SLOT_BYTES,
+    SLOT_POSITIONS,
+    Lease,
+    encode_slot,
+    peek,
+    read,
+)
 from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
 
 
@@ -60,7 +70,7 @@ def test_a_commit_that_was_torn_leaves_the_one_before(tmp_path: Path, commits: i
         lease.commit(Committed(number, b"metadata"), 10_000)
     lease.release()
     whole = lease_file(tmp_path).read_bytes()
-    slot = OWNER_BYTES + SLOT_BYTES * ((commits + 1) & 1)
+    slot = SLOT_POSITIONS[1 + (commits & 1)]  # the first is what had been synced
     torn = encode_slot(commits + 1, Committed(1000, b"x" * COMMIT_METADATA_BYTES_MAX), 10_000)
     for size in (1, 4, 20, 30, 2000, len(torn) - 1):
         lease_file(tmp_path).write_bytes(whole[:slot] + torn[:size] + whole[slot + size :])
@@ -76,3 +86,17 @@ def test_any_bytes_are_read_without_an_error(raw: bytes) -> None:
 def test_a_commit_comes_back_as_it_was(offset: int, sequence: int, metadata: bytes) -> None:
     raw = b"owner".ljust(OWNER_BYTES, b"\0") + encode_slot(sequence, Committed(offset, metadata), 10_000)
     assert read(raw) == ("owner", Committed(offset, metadata), sequence)
+
+
+def test_the_commit_that_was_synced_outlives_all_that_were_not(tmp_path: Path) -> None:
+    lease = take(tmp_path, "first")
+    assert lease is not None
+    for number in range(COMMITS_UNSYNCED_MAX + 5):
+        lease.commit(Committed(number), 10_000)
+    lease.release()
+    raw = bytearray(lease_file(tmp_path).read_bytes())
+    torn = [encode_slot(number + 1, Committed(number), 10_000) for number in range(COMMITS_UNSYNCED_MAX + 5)]
+    for slot in torn[-2:]:
+        at = raw.index(slot)
+        raw[at : at + SLOT_BYTES] = bytes(SLOT_BYTES)
+    assert read(bytes(raw))[1] == Committed(COMMITS_UNSYNCED_MAX - 1)

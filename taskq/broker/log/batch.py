@@ -155,6 +155,12 @@ def encode_many(messages: Sequence[Message], timestamp_ms: int, producer: Produc
     return _seal(b"".join(parts), len(messages), timestamp_ms, producer)
 
 
+def encode_batch(header: BatchHeader, records: bytes) -> bytes:
+    """A whole batch of these records, its length and CRC made to fit. For who changes a batch that is in the log."""
+    fields = header[5:]  # from the attributes on
+    return BASE_OFFSET.pack(header.base_offset) + _sign(_AFTER_CRC.pack(*fields) + records)
+
+
 def encode_filler(count: int) -> bytes:
     """A batch without records that takes up `count` offsets, without its base offset. Readers pass over it."""
     return _sign(_AFTER_CRC.pack(0, count - 1, _NO_TIMESTAMP, _NO_TIMESTAMP, *NO_PRODUCER, 0))
@@ -275,7 +281,7 @@ def _decode_records(
     """
     new, record_type, add, startswith = tuple.__new__, Record, out.append, buffer.startswith
     openings, varints, table_size = OPENINGS, VARINTS, VARINT_TABLE_SIZE
-    begin = position
+    begin, had = position, len(out)
     try:
         for index in range(count):
             size = buffer[position]
@@ -299,7 +305,10 @@ def _decode_records(
             record, position = decode_record(buffer, position, base, base_ts)
             if record.offset >= first:
                 add(record)
-    except (IndexError, UnicodeDecodeError) as error:
+        if position != stop:
+            raise BadBatch(begin, f"records end at byte {position}, the batch at {stop}")
+    except (IndexError, UnicodeDecodeError, BadBatch) as error:
+        del out[had:]  # a batch is served whole or not at all
+        if isinstance(error, BadBatch):
+            raise
         raise BadBatch(begin, f"records run past their batch or are not UTF-8 where they must be: {error}") from error
-    if position != stop:
-        raise BadBatch(begin, f"records end at byte {position}, the batch at {stop}")

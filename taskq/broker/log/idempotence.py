@@ -182,11 +182,9 @@ class Follower:
 class IdempotentAppender:
     """Appends to one partition for producers that number their batches. Thread-safe. Close it before its partition."""
 
-    def __init__(
-        self, files: Files, directory: str, partition: Partition, now_ms: Callable[[], int] | None = None
-    ) -> None:
+    def __init__(self, files: Files, partition: Partition, now_ms: Callable[[], int] | None = None) -> None:
         self._files = files
-        self._directory = directory
+        self._directory = partition.directory
         self._partition = partition
         self._now_ms = now_ms or _now_ms
         self._mutex = threading.Lock()

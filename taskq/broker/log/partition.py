@@ -115,7 +115,7 @@ class Partition(PartitionView):
 
     # -- appending
 
-    def append(
+    def append(  # noqa: PLR0912 - a frame more would be felt
         self,
         batch: bytes,
         count: int,
@@ -303,7 +303,7 @@ class Partition(PartitionView):
     def _refuse(self, failure: StorageError) -> None:
         """Refuse writes from here on, in every process."""
         self._failure = failure
-        with suppress(BrokerError), self._locked():
+        with suppress(BrokerError), self.locked():
             self._head.notify(Notice.FAILED)
 
     def _write_checkpoint(self) -> None:
@@ -336,18 +336,18 @@ class Partition(PartitionView):
     def wait_for_append(self, mask: int) -> None:
         """Ask for `wake(mask)` to be called at the next append, whoever makes it. Waits for one under way."""
         if not self._head.is_waiting(mask):
-            with self._locked():
+            with self.locked():
                 self._head.set_waiting(mask)
 
     def roll(self) -> None:
         """Close the active segment and begin another, if there is anything in it."""
-        with self._locked():
+        with self.locked():
             self._refresh()
             if self._position:
                 self._roll(wait=True)
 
     @contextmanager
-    def _locked(self) -> Generator[None]:
+    def locked(self) -> Generator[None]:
         """Nobody appends inside this."""
         with self._mutex:
             if self._head_fd < 0:

@@ -19,14 +19,13 @@ snapshot first (idempotence.py).
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attrs import define, field
 
-from taskq.broker.log.batch import BatchHeader, ProducerStamp, crc32c
-from taskq.broker.log.files import encode_json
+from taskq.broker.log.batch import BatchHeader
+from taskq.broker.log.sealed import decode_sealed, encode_sealed
 from taskq.errors import BrokerError
 
 SEQUENCES: Final = 1 << 31
@@ -57,11 +56,6 @@ class Sent(NamedTuple):
 class _Producer:
     epoch: int
     batches: deque[Sent] = field(factory=lambda: deque(maxlen=BATCHES_KEPT))
-
-
-def stamp_of(header: BatchHeader) -> ProducerStamp:
-    """Who sent a batch. The id of nobody is -1."""
-    return ProducerStamp(header.producer_id, header.producer_epoch, header.base_sequence)
 
 
 def last_sequence(header: BatchHeader) -> int:
@@ -123,21 +117,16 @@ class Producers:
     def encode(self, offset: int) -> bytes:
         """As a snapshot file: all that is known is of batches below `offset`."""
         known = {number: [one.epoch, list(one.batches)] for number, one in self._known.items()}
-        body = json.dumps({"offset": offset, "producers": known})
-        return encode_json({"crc": crc32c(body.encode()), "body": body})
+        return encode_sealed({"offset": offset, "producers": known})
 
     @classmethod
     def decode(cls, raw: bytes) -> tuple[int, Producers] | None:
         """(offset, what is known of all batches below it); None if these bytes are no sound snapshot."""
-        producers = cls()
-        try:
-            document: Any = json.loads(raw)
-            if crc32c(document["body"].encode()) != document["crc"]:
-                return None
-            body = json.loads(document["body"])
-            for number, (epoch, batches) in body["producers"].items():
-                sent = deque((Sent(*batch) for batch in batches), maxlen=BATCHES_KEPT)
-                producers._known[int(number)] = _Producer(epoch, sent)
-            return body["offset"], producers
-        except (ValueError, LookupError, TypeError, AttributeError):
+        document = decode_sealed(raw)
+        if document is None:
             return None
+        producers = cls()
+        for number, (epoch, batches) in document["producers"].items():
+            sent = deque((Sent(*batch) for batch in batches), maxlen=BATCHES_KEPT)
+            producers._known[int(number)] = _Producer(epoch, sent)
+        return document["offset"], producers

@@ -26,7 +26,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
-from taskq.broker.log import checkpoint, names
+from taskq.broker.log import checkpoint, names, replacement
 from taskq.broker.log.batch import BASE_OFFSET, BadBatch, encode_filler
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
@@ -79,6 +79,7 @@ def remove_segment(files: Files, directory: str, base: int) -> None:
 
 def recover(files: Files, directory: str) -> RecoveryReport:
     """Scan, cut what is torn, rebuild the indexes, and say where the log ends. Call under the append lock."""
+    replacement.finish(files, directory)
     known = checkpoint.read(files, directory)
     bases = _usable_segments(files, directory, known)
     if not bases and known is None:  # a new partition: its first `sync` makes the file's name durable too

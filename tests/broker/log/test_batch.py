@@ -3,7 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskq.broker.log.batch import (
@@ -172,6 +172,7 @@ def test_any_bytes_are_refused_cleanly(raw: bytes) -> None:
         pass
 
 
+@example(bytes.fromhex("180000000000808080808080 0000"), 1)  # a record, and a byte after it
 @given(st.binary(max_size=60), st.integers(1, 5))
 def test_records_of_any_bytes_with_a_sound_crc_are_refused_cleanly(records: bytes, count: int) -> None:
     """What another producer got wrong is not caught by the CRC; it must not become an error of ours."""

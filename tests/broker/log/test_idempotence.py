@@ -31,13 +31,13 @@ def sent(sequence: int, *texts: bytes, producer: int = 1, epoch: int = 0) -> byt
     return encode_many([Message(text) for text in texts], NOW_MS, ProducerStamp(producer, epoch, sequence))
 
 
-def appender(partition: Partition, directory: Path, files: RealFiles = FILES) -> IdempotentAppender:
-    return IdempotentAppender(files, str(directory), partition, lambda: NOW_MS)
+def appender(partition: Partition, files: RealFiles = FILES) -> IdempotentAppender:
+    return IdempotentAppender(files, partition, lambda: NOW_MS)
 
 
 def test_a_batch_that_is_sent_again_gets_its_old_offset(open_partition: OpenPartition, tmp_path: Path) -> None:
     partition = open_partition()
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     assert appends.append(sent(0, b"a", b"b")) == 0
     assert partition.append(plain(b"between"), 1, NOW_MS) == 2
     assert appends.append(sent(2, b"c")) == 3
@@ -54,7 +54,7 @@ def test_a_batch_that_is_sent_again_gets_its_old_offset(open_partition: OpenPart
 
 
 def test_a_batch_of_nobody_is_appended_each_time(open_partition: OpenPartition, tmp_path: Path) -> None:
-    appends = appender(open_partition(), tmp_path)
+    appends = appender(open_partition())
     assert [appends.append(plain(b"a")), appends.append(plain(b"a"))] == [0, 1]
     appends.close()
 
@@ -64,9 +64,9 @@ def test_who_comes_after_knows_what_was_sent(
     open_partition: OpenPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     partition = open_partition(segment_bytes_max=400)
-    first = appender(partition, tmp_path)
+    first = appender(partition)
     for number in range(20):  # rolls several times
-        first = appender(partition, tmp_path)
+        first = appender(partition)
         assert first.append(sent(number, b"%d" % number)) == number
         if number % 3:
             first.close()
@@ -80,7 +80,7 @@ def test_who_comes_after_knows_what_was_sent(
         for path in tmp_path.glob("*.snapshot"):
             path.write_bytes(b"\0" * 20)
     reopened = open_partition(segment_bytes_max=400)
-    again = appender(reopened, tmp_path)
+    again = appender(reopened)
     assert again.append(sent(19, b"19")) == 19
     assert again.append(sent(15, b"15")) == 15
     with pytest.raises(OutOfOrderSequence):
@@ -94,7 +94,7 @@ def test_who_comes_after_knows_what_was_sent(
 def test_processes_take_turns(open_partition: OpenPartition, tmp_path: Path) -> None:
     """Two that share a producer's numbers (a connection that moved): each sees at once what the other has appended."""
     here, there = open_partition(segment_bytes_max=500), open_partition(segment_bytes_max=500)
-    both = [appender(here, tmp_path), appender(there, tmp_path)]
+    both = [appender(here), appender(there)]
     for number in range(30):
         assert both[number % 2].append(sent(number, b"%d" % number)) == number
         assert both[(number + 1) % 2].append(sent(number, b"%d" % number)) == number
@@ -116,13 +116,13 @@ def test_a_partition_without_idempotent_producers_has_no_snapshot(
 def test_snapshots_say_only_what_is_on_stable_storage(open_partition: OpenPartition, tmp_path: Path) -> None:
     """Else a power cut could take back the batch, and the retry would be answered with an offset that is another's."""
     partition = open_partition()
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     appends.append(sent(0, b"a" * 1000))
     appends.append(sent(1, b"b"))
     appends.close()  # nothing was synced
     assert max(snapshot_offsets(FILES, str(tmp_path))) == 0
     partition.sync()
-    again = appender(partition, tmp_path)
+    again = appender(partition)
     again.append(sent(1, b"b"))
     again.close()
     assert max(snapshot_offsets(FILES, str(tmp_path))) == 2
@@ -132,7 +132,7 @@ def test_after_a_power_cut_what_was_lost_is_appended_anew(
     open_partition: OpenPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partition = open_partition()
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     appends.append(sent(0, b"kept"))
     partition.sync()
     size = (tmp_path / f"{0:020}.log").stat().st_size
@@ -147,7 +147,7 @@ def test_after_a_power_cut_what_was_lost_is_appended_anew(
         log.truncate(size)
     reboot(monkeypatch)
     reopened = open_partition()
-    again = appender(reopened, tmp_path)
+    again = appender(reopened)
     assert again.append(sent(0, b"kept")) == 0
     assert again.append(sent(1, b"lost")) == 1
     assert values(read_all(reopened)) == [b"kept", b"lost"]
@@ -156,7 +156,7 @@ def test_after_a_power_cut_what_was_lost_is_appended_anew(
 
 def test_a_snapshot_past_the_end_is_of_a_log_that_is_gone(open_partition: OpenPartition, tmp_path: Path) -> None:
     partition = open_partition()
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     appends.append(sent(0, b"a"))
     partition.sync()
     appends.append(sent(1, b"b"))
@@ -164,7 +164,7 @@ def test_a_snapshot_past_the_end_is_of_a_log_that_is_gone(open_partition: OpenPa
     partition.sync()
     real = max(snapshot_offsets(FILES, str(tmp_path)))
     os.rename(snapshot(str(tmp_path), real), snapshot(str(tmp_path), 99))
-    again = appender(open_partition(), tmp_path)
+    again = appender(open_partition())
     assert again.append(sent(1, b"b")) == 1
     assert 99 not in snapshot_offsets(FILES, str(tmp_path))
     again.close()
@@ -183,10 +183,10 @@ class Syncs(RealFiles):
 def test_a_retry_is_made_durable_though_another_process_appended_it(
     open_partition: OpenPartition, tmp_path: Path
 ) -> None:
-    appender(open_partition(), tmp_path).append(sent(0, b"a"))  # killed before it synced
+    appender(open_partition()).append(sent(0, b"a"))  # killed before it synced
     files = Syncs()
     partition = open_partition(files)
-    appends = appender(partition, tmp_path, files)
+    appends = appender(partition, files)
     assert appends.append(sent(0, b"a")) == 0
     partition.sync()
     assert (tmp_path / f"{0:020}.log").stat().st_ino in files.synced
@@ -201,7 +201,7 @@ def test_a_repair_after_a_failed_fsync_is_noticed(open_partition: OpenPartition,
             raise OSError(5, "Input/output error")
 
     bystander = open_partition()
-    knows = appender(bystander, tmp_path)
+    knows = appender(bystander)
     knows.append(sent(0, b"kept"))
     bystander.sync()
     size = (tmp_path / f"{0:020}.log").stat().st_size
@@ -221,9 +221,8 @@ def test_a_repair_after_a_failed_fsync_is_noticed(open_partition: OpenPartition,
 def test_what_is_removed_is_remembered_before(open_partition: OpenPartition, tmp_path: Path) -> None:
     """As retention and compaction do it: the batch itself may go, that it was sent stays known."""
     partition = open_partition(segment_bytes_max=300)
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     appends.append(sent(0, b"early"))
-    (tmp_path / "unrelated.snapshot").touch()
     for number in range(20):
         partition.append(plain(b"%d" % number * 20), 1, NOW_MS)
     remember(FILES, str(tmp_path), partition.head.state(), NOW_MS)
@@ -232,24 +231,25 @@ def test_what_is_removed_is_remembered_before(open_partition: OpenPartition, tmp
     kept = {path: path.read_bytes() for path in closed}
     for path in closed:
         path.unlink()
-    late = appender(open_partition(), tmp_path)
+    late = appender(open_partition())
     assert late.append(sent(0, b"early")) == 0
     assert appends.append(sent(0, b"early")) == 0  # one that has been idle meanwhile
     for path, raw in kept.items():
         path.write_bytes(raw)
+    (tmp_path / "unrelated.snapshot").unlink()
     late.close()
     appends.close()
 
 
 def test_damage_is_an_error_for_idempotent_producers_only(open_partition: OpenPartition, tmp_path: Path) -> None:
     partition = open_partition()
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     appends.append(sent(0, b"a"))
     path = tmp_path / f"{0:020}.log"
     raw = bytearray(path.read_bytes())
     raw[50] ^= 1
     path.write_bytes(raw)
-    fresh = appender(open_partition(), tmp_path)
+    fresh = appender(open_partition())
     with pytest.raises(CorruptLog, match="CRC32C"):
         fresh.append(sent(1, b"b"))
     assert partition.append(plain(b"goes on"), 1, NOW_MS) == 1
@@ -260,7 +260,7 @@ def test_damage_is_an_error_for_idempotent_producers_only(open_partition: OpenPa
 
 
 def test_an_idempotent_append_that_may_not_wait_gives_way(open_partition: OpenPartition, tmp_path: Path) -> None:
-    appends = appender(open_partition(), tmp_path)
+    appends = appender(open_partition())
     appends._mutex.acquire()
     with pytest.raises(WouldBlock):
         appends.append(sent(0, b"a"), wait=False)
@@ -290,7 +290,7 @@ class History:
         partition = Partition(
             Files(), str(self.directory), "feed/0", lambda bits: None, lambda end: (), segment_bytes_max=600
         )
-        return partition, appender(partition, self.directory)
+        return partition, appender(partition)
 
     def close(self, *numbers: int) -> None:
         for number in numbers:
@@ -353,7 +353,7 @@ import os, sys
 from taskq.broker.log.partition import Partition
 from tests.broker.log.test_idempotence import FILES, appender, sent
 partition = Partition(FILES, sys.argv[1], "feed/0", lambda bits: None, lambda end: (), segment_bytes_max=2000)
-appends = appender(partition, sys.argv[1])
+appends = appender(partition)
 first, kill_at, how = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if how == "written":  # before it is visible
     publish = partition._publish
@@ -381,7 +381,7 @@ def test_a_writer_killed_before_its_acknowledgement_sends_again(open_partition: 
         acknowledged += [line.split() for line in found.stdout.splitlines()]
         first = int(acknowledged[-1][0]) + 1
     partition = open_partition()
-    appends = appender(partition, tmp_path)
+    appends = appender(partition)
     appends.append(sent(first, b"%d" % first))
     assert [offset for number, offset in acknowledged if number != offset] == []
     assert values(read_all(partition)) == [b"%d" % number for number in range(first + 1)]

@@ -1,0 +1,409 @@
+"""Compaction: of every key the record with the highest offset stays.
+
+It works on closed segments only, and in passes. A pass first reads what is dirty, that is, what has come since the last
+pass, and notes of each key its highest offset there. Then it goes through all segments from the first on and leaves
+out each record whose key has a higher one, and each tombstone (a record without a value) that is older than
+delete_retention_ms: whatever its key had before is gone by then. At last, small neighbours are joined.
+
+What stays is what it was, byte for byte, in its order, at its offset. The offsets of what goes are covered, so that a
+reader can still tell a gap from damage: the batch before goes on over them, or a batch without records does. (Batches
+of idempotent producers are not widened: how many records were sent is told by their offsets.)
+
+What must be true after a power cut:
+
+- A tombstone goes only after all that is older of its key. So segments are replaced in their order, each durably
+  before the next (replacement.py), and how far a pass has come is written when all of it is done.
+- What idempotent producers sent is in a snapshot before it is touched (idempotence.remember).
+
+At damage a pass stops: the damaged segment and all after it are left as they are until its file has been changed or
+replaced, and every report says so.
+
+A record without a key, from when the topic was not compacted, stays.
+
+Memory: the map has at most about `keys_max` keys, of 16 bytes each and what Python adds, some 150 MB for a million.
+If there are more, a pass ends where it is full, and the next one begins there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import pairwise
+
+from attrs import asdict, define, evolve, frozen
+
+from taskq.broker.log import names, replacement
+from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, check_crc, encode_batch, read_header
+from taskq.broker.log.failures import storage_error
+from taskq.broker.log.files import Files, read_whole, write_whole
+from taskq.broker.log.head import HeadState
+from taskq.broker.log.idempotence import remember
+from taskq.broker.log.partition import Partition
+from taskq.broker.log.records import decode_record
+from taskq.broker.log.recovery import segment_bases
+from taskq.broker.log.rewriting import COMPRESSED, CONTROL, SegmentWriter
+from taskq.broker.log.sealed import decode_sealed, encode_sealed
+from taskq.broker.port import Record
+from taskq.errors import CorruptLog, TopicNotFound
+
+KEYS_MAX = 1_000_000
+_READ_BYTES = 1024 * 1024
+_DIGEST_BYTES = 16
+_SPAN_MAX = (1 << 31) - 1  # offsets of a segment: they must fit the index's int32
+_NEVER = 1 << 62
+
+Keep = Callable[[Record], bool]
+
+
+@frozen
+class CompactionSettings:
+    """How a topic is compacted. The names are Kafka's, as in the topic's settings."""
+
+    segment_bytes: int
+    delete_retention_ms: int
+    min_cleanable_dirty_ratio: float = 0.5
+    keys_max: int = KEYS_MAX
+
+
+@frozen
+class CompactionReport:
+    """What a call of `compact` did."""
+
+    directory: str
+    cleaned: int
+    """Everything below this offset is compacted."""
+    has_worked: bool = False
+    """False if there was too little to do."""
+    bytes_before: int = 0
+    bytes_after: int = 0
+    records_removed: int = 0
+    segments_joined: int = 0
+    """How many segments became part of the one before."""
+    damage: str = ""
+    """Where compaction stopped, and why."""
+
+
+@frozen
+class _Segment:
+    base: int
+    end: int
+    size: int
+
+
+@frozen
+class _Progress:
+    """What the file `compacted` says. It is written when a pass is done, so it may say too little, never too much."""
+
+    cleaned: int = 0
+    tombstone_ms: int = _NEVER
+    """The timestamp of the oldest tombstone below `cleaned`."""
+    stopped: tuple[int, int] | None = None
+    """Base and size of a segment that is damaged."""
+    damage: str = ""
+
+
+@define
+class _Pass:
+    """Decides of each record whether it stays."""
+
+    newest: dict[bytes, int]
+    limit: int
+    """The map says all of the keys below this offset."""
+    tombstones_before_ms: int
+    oldest_tombstone_ms: int = _NEVER
+    removed: int = 0
+
+    def keeps(self, record: Record) -> bool:
+        if record.key is None or record.offset >= self.limit:
+            return True
+        if self.newest.get(_digest(record.key), -1) > record.offset:
+            self.removed += 1
+            return False
+        if record.value is None:
+            if record.timestamp_ms <= self.tombstones_before_ms:
+                self.removed += 1
+                return False
+            self.oldest_tombstone_ms = min(self.oldest_tombstone_ms, record.timestamp_ms)
+        return True
+
+
+def compact(files: Files, partition: Partition, settings: CompactionSettings, now_ms: int) -> CompactionReport:
+    """Compact the closed segments of a partition, if it pays: at least `min_cleanable_dirty_ratio` of
+    their bytes have come since the last time, or a tombstone is due.
+
+    Nobody else may compact or remove segments meanwhile: hold the cleaner's lock. Others may append and read. Raises
+    StorageFull or StorageError, after which the log is as sound as before and the next call goes on; TopicNotFound.
+    """
+    directory = partition.directory
+    try:
+        replacement.finish(files, directory)
+        replacement.remove_temporary(files, directory)
+        return _compact(files, partition, settings, now_ms)
+    except OSError as error:
+        with suppress(OSError):
+            replacement.remove_temporary(files, directory)
+        if partition.is_deleted:
+            raise _deleted(partition) from None
+        raise storage_error(partition.name, directory, error) from error
+
+
+def _compact(files: Files, partition: Partition, settings: CompactionSettings, now_ms: int) -> CompactionReport:
+    directory = partition.directory
+    state = partition.head.state()
+    progress = _read_progress(files, directory)
+    segments = _closed_segments(files, directory, state)
+    usable = _before_damage(segments, progress)
+    if len(usable) == len(segments):
+        progress = evolve(progress, stopped=None, damage="")
+    due_ms = now_ms - settings.delete_retention_ms
+    report = CompactionReport(directory, progress.cleaned, damage=progress.damage)
+    if not _pays(usable, progress, settings.min_cleanable_dirty_ratio, due_ms):
+        return report
+    try:
+        remember(files, directory, state, now_ms)
+    except CorruptLog as error:
+        return evolve(report, damage=str(error))
+    work = _Pass({}, progress.cleaned, due_ms)
+    stopped = _note_keys(files, directory, usable, work, settings.keys_max)
+    done: list[_Segment] = []
+    for segment in usable:
+        if segment.base >= work.limit:
+            break
+        try:
+            done.append(_replace(files, partition, [segment], work.keeps))
+        except BadBatch as bad:
+            stopped = _Damaged(segment, str(bad))
+            break
+    joined = _join(files, partition, done, settings.segment_bytes)
+    if stopped is None or stopped.segment.base >= work.limit:
+        progress = evolve(progress, cleaned=work.limit, tombstone_ms=work.oldest_tombstone_ms)
+    if stopped is not None:
+        damage = f"{names.log(directory, stopped.segment.base)}: {stopped.reason}"
+        progress = evolve(progress, stopped=(stopped.segment.base, stopped.segment.size), damage=damage)
+    _write_progress(files, directory, progress)
+    return CompactionReport(
+        directory,
+        progress.cleaned,
+        has_worked=True,
+        bytes_before=sum(segment.size for segment in usable[: len(done)]),
+        bytes_after=sum(segment.size for segment in joined),
+        records_removed=work.removed,
+        segments_joined=len(done) - len(joined),
+        damage=progress.damage,
+    )
+
+
+# -- what there is to do
+
+
+@frozen
+class _Damaged:
+    segment: _Segment
+    reason: str
+
+
+def _closed_segments(files: Files, directory: str, state: HeadState) -> list[_Segment]:
+    bases = [base for base in segment_bases(files, directory) if base <= state.segment_base]
+    while len(bases) > 1 and bases[1] <= state.start_offset:
+        bases.pop(0)  # retention was about to remove it
+    return [_Segment(base, end, files.size_of(names.log(directory, base))) for base, end in pairwise(bases)]
+
+
+def _before_damage(segments: Sequence[_Segment], progress: _Progress) -> list[_Segment]:
+    """The segments before the one that was found to be damaged, if that is still as it was."""
+    usable: list[_Segment] = []
+    for segment in segments:
+        if (segment.base, segment.size) == progress.stopped:
+            break
+        usable.append(segment)
+    return usable
+
+
+def _pays(segments: Sequence[_Segment], progress: _Progress, ratio: float, due_ms: int) -> bool:
+    total = sum(segment.size for segment in segments)
+    dirty = sum(segment.size for segment in segments if segment.end > progress.cleaned)
+    has_due_tombstones = bool(segments) and progress.tombstone_ms <= due_ms
+    return has_due_tombstones or (dirty > 0 and dirty >= total * ratio)
+
+
+def _note_keys(
+    files: Files, directory: str, segments: Sequence[_Segment], work: _Pass, keys_max: int
+) -> _Damaged | None:
+    """Note the highest offset of each key from `work.limit` on, and move that to where the map was full, or to the end.
+
+    Returns what is damaged, if that ended it.
+    """
+    newest = work.newest
+    first = work.limit
+    for segment in segments:
+        if segment.end <= first:
+            continue
+        try:
+            for header, raw in _batches(files, directory, segment):
+                if header.next_offset <= first:
+                    continue
+                for record, _ in _records(header, raw):
+                    if record.key is not None:
+                        newest[_digest(record.key)] = record.offset
+                work.limit = header.next_offset
+                if len(newest) >= keys_max:
+                    return None
+        except BadBatch as bad:
+            work.limit = max(first, segment.base)
+            return _Damaged(segment, str(bad))
+        work.limit = segment.end
+    return None
+
+
+def _digest(key: bytes) -> bytes:
+    return blake2b(key, digest_size=_DIGEST_BYTES).digest()
+
+
+# -- reading
+
+
+def _batches(files: Files, directory: str, segment: _Segment) -> Iterator[tuple[BatchHeader, bytes]]:
+    """All batches of a segment. Raises BadBatch, its position counted from the segment's start, at anything odd."""
+    fd = files.open(names.log(directory, segment.base), write=False)
+    try:
+        position, due, want = 0, segment.base, _READ_BYTES
+        while position < segment.size:
+            buffer = files.pread(fd, min(want, segment.size - position), position)
+            at = 0
+            while len(buffer) - at >= HEADER_BYTES:
+                header = _checked(buffer, at, position, due)
+                if header is None:
+                    break
+                yield header, buffer[at : at + header.size]
+                at, due = at + header.size, header.next_offset
+            if not at and len(buffer) < want:
+                raise BadBatch(position, f"{len(buffer)} bytes that are no whole batch")
+            position += at
+            want = _READ_BYTES if at else want * 2
+        if due != segment.end:
+            raise BadBatch(position, f"the segment ends at offset {due}, the next one begins at {segment.end}")
+    finally:
+        files.close(fd)
+
+
+def _checked(buffer: bytes, at: int, position: int, due: int) -> BatchHeader | None:
+    """The header of the batch at `at`; None if not all of the batch is in the buffer."""
+    try:
+        header = read_header(buffer, at)
+        if at + header.size > len(buffer):
+            return None
+        check_crc(buffer, at, header)
+    except BadBatch as bad:
+        raise BadBatch(position + at, bad.reason) from None
+    if header.base_offset != due:
+        raise BadBatch(position + at, f"a batch of offset {header.base_offset} where {due} is due")
+    if header.attributes & COMPRESSED:
+        raise BadBatch(position + at, "it is compressed, which can't be compacted here")
+    return header
+
+
+def _records(header: BatchHeader, raw: bytes) -> Iterator[tuple[Record, bytes]]:
+    """The records of a batch, each with its bytes. None of a control batch, which holds markers."""
+    position = HEADER_BYTES
+    if header.attributes & CONTROL:
+        return
+    try:
+        for _ in range(header.record_count):
+            record, end = decode_record(raw, position, header.base_offset, header.base_timestamp_ms)
+            yield record, raw[position:end]
+            position = end
+    except (IndexError, UnicodeDecodeError) as error:
+        raise BadBatch(position, f"records of offset {header.base_offset} on can't be decoded: {error}") from None
+
+
+# -- rewriting
+
+
+def _replace(files: Files, partition: Partition, segments: Sequence[_Segment], keeps: Keep | None) -> _Segment:
+    """Put what stays of these neighbours in their place, as one segment. Raises BadBatch at damage."""
+    directory, base, end = partition.directory, segments[0].base, segments[-1].end
+    writer = SegmentWriter(files, replacement.temporary(names.log(directory, base)), base)
+    has_changed = len(segments) > 1
+    try:
+        for segment in segments:
+            for header, raw in _batches(files, directory, segment):
+                staying = (header, raw) if keeps is None else _filter(header, raw, keeps)
+                has_changed = has_changed or staying is None or staying[0] is not header
+                if staying is not None and (header.record_count or header.attributes & CONTROL):
+                    writer.add(*staying)
+        writer.finish(end)
+    except BadBatch:
+        writer.discard()
+        raise
+    finally:
+        writer.close()
+    if not has_changed:
+        writer.discard()
+        return segments[0]
+    replacement.write_indexes(files, directory, base, writer.index)
+    bases = [segment.base for segment in segments]
+    replacement.announce(files, directory, bases, end)
+    replacement.remove_indexes(files, directory, base)
+    with partition.locked():  # the topic can't be deleted now, and these names be another one's
+        if partition.is_deleted:
+            raise _deleted(partition)
+        files.rename(replacement.temporary(names.log(directory, base)), names.log(directory, base))
+    files.sync_directory(directory)
+    for path in replacement.paths(directory, base)[1:]:
+        files.rename(replacement.temporary(path), path)
+    if len(bases) > 1:
+        replacement.remove_others(files, directory, bases[1:])
+    return _Segment(base, end, writer.size)
+
+
+def _filter(header: BatchHeader, raw: bytes, keeps: Keep) -> tuple[BatchHeader, bytes] | None:
+    """What stays of a batch: itself, a smaller one, or None. Its offsets and numbers stay as they were."""
+    if not header.record_count or header.attributes & CONTROL:
+        return header, raw
+    staying = [(record, part) for record, part in _records(header, raw) if keeps(record)]
+    if len(staying) == header.record_count:
+        return header, raw
+    if not staying:
+        return None
+    timestamp_max = max(record.timestamp_ms for record, _ in staying)
+    smaller = header._replace(record_count=len(staying), max_timestamp_ms=timestamp_max)
+    raw = encode_batch(smaller, b"".join(part for _, part in staying))
+    return read_header(raw, 0), raw
+
+
+def _join(files: Files, partition: Partition, segments: Sequence[_Segment], segment_bytes: int) -> list[_Segment]:
+    """Join neighbours that fit into one segment; return what there is then."""
+    groups: list[list[_Segment]] = []
+    for segment in segments:
+        group = groups[-1] if groups else []
+        size = sum(one.size for one in group) + segment.size
+        if group and size <= segment_bytes and segment.end - group[0].base <= _SPAN_MAX:
+            group.append(segment)
+        else:
+            groups.append([segment])
+    return [group[0] if len(group) == 1 else _replace(files, partition, group, None) for group in groups]
+
+
+def _deleted(partition: Partition) -> TopicNotFound:
+    return TopicNotFound(f"{partition.name}: the topic has been deleted")
+
+
+# -- how far it has come
+
+
+def _read_progress(files: Files, directory: str) -> _Progress:
+    try:
+        document = decode_sealed(read_whole(files, names.compacted(directory)))
+    except FileNotFoundError:
+        document = None
+    if document is None:
+        return _Progress()  # all is dirty
+    stopped = document["stopped"]
+    return _Progress(
+        document["cleaned"], document["tombstone_ms"], tuple(stopped) if stopped else None, document["damage"]
+    )
+
+
+def _write_progress(files: Files, directory: str, progress: _Progress) -> None:
+    write_whole(files, names.compacted(directory), encode_sealed(asdict(progress)))

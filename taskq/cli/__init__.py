@@ -19,6 +19,7 @@ COMMANDS = {
     "send": "Publish one invocation.",
     "topics": "List, create and describe topics.",
     "groups": "List and describe groups.",
+    "log": "Verify a log and look inside its files.",
     "exporter": "Serve backlog metrics without a worker.",
 }
 """Name -> the first line of its help, here so that `taskq --help` imports none of them."""

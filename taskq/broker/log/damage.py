@@ -78,17 +78,18 @@ def walk(
     files: Files,
     log_fd: int,
     path: str,
-    base_offset: int,
+    start: tuple[int, int],
     each: Callable[[int, BatchHeader], None],
     damaged: Callable[[Lost], None],
     limit: int,
     next_offset: int | None,
 ) -> Scanned:
-    """Go through the whole segment in `path`, up to byte `limit`, where the log goes on with `next_offset` (if known).
+    """Go through the segment in `path` up to byte `limit`, where the log goes on with `next_offset` (if known).
 
-    Calls `each(position, header)` for the batches that are sound, and `damaged` for what is between them and is not.
+    Begins at `start`: a byte, and the offset that is due there. Calls `each(position, header)` for the batches that are
+    sound, and `damaged` for what is between them and is not.
     """
-    position, due = 0, base_offset
+    position, due = start
     size = min(limit, files.size(log_fd))
     while True:
         scanned = scan(files, log_fd, position, due, each, limit)

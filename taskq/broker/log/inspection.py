@@ -185,7 +185,7 @@ def _segment(look: Look, view: View, base: int) -> None:
                 look.progress(position - shown)
                 shown = position
 
-        ended = walk(files, log_fd, path, base, each, lost.append, limit, next_base)
+        ended = walk(files, log_fd, path, (0, base), each, lost.append, limit, next_base)
         look.progress(max(0, limit - shown))
     finally:
         files.close(log_fd)

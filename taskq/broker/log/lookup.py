@@ -66,7 +66,7 @@ def rebuild(files: Files, directory: str, base: int, log_fd: int) -> IndexBuilde
     """Make both indexes of a closed segment anew from its log, and keep them if that can be done."""
     builder = IndexBuilder(base)
     path = names.log(directory, base)
-    walk(files, log_fd, path, base, builder.add, lambda lost: None, files.size(log_fd), None)
+    walk(files, log_fd, path, (0, base), builder.add, lambda lost: None, files.size(log_fd), None)
     builder.add_time()
     with suppress(OSError):  # a full disk, or a directory that we may only read: what was found serves all the same
         write_whole(files, names.index(directory, base), bytes(builder.index))

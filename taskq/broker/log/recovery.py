@@ -228,8 +228,8 @@ def repair(files: Files, directory: str, state: HeadState, synced: int) -> Recov
     try:
         try:
             position = find(files, log_fd, b"", base, max(base, synced), state.next_offset)
-        except BadBatch:
-            position = 0
+        except BadBatch as bad:  # what comes before is not written again: a power cut might tear what is durable
+            position = bad.position
         builder = IndexBuilder(base)
         scanned = scan(files, log_fd, 0, base, builder.add, state.position)
         at = position

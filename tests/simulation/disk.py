@@ -6,8 +6,8 @@ directory: its entries as of the last sync, and what has been created, renamed a
 its name are separate things, as POSIX has it.
 
 `power_cut` makes a new directory with one state the disk may be in afterwards. Each write since the last sync survives
-or vanishes, is torn at any byte or by sectors, becomes zeros, garbage or a copy of what stood elsewhere in the file, all
-independently of the others: the last may survive where the first does not. So do truncates, and the changes of
+or vanishes, is torn at any byte or by sectors, becomes zeros, garbage or a copy of what stood elsewhere in the file,
+independently of all others: the last may survive where the first does not. So do truncates, and the changes of
 directories, but that a rename is one change. A file may have grown without its data.
 
 What is assumed, as SQLite assumes it: bytes that were durable and are not written again stay as they are, also those in

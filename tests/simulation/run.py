@@ -19,7 +19,7 @@ CUTS_MAX = 4
 
 @contextmanager
 def small_measures() -> Iterator[None]:
-    """Write a checkpoint every few records, sync every few commits, and let recovery be silent about what is normal here."""
+    """Write a checkpoint every few records, sync every few commits, and let recovery be silent: all is normal here."""
     log = logging.getLogger("taskq.log")
     before = partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX, log.level
     partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX = 1000, 4

@@ -145,11 +145,13 @@ class World:
 
     def _note_failures(self) -> None:
         """Logs whose fsync failed are suspect until they are repaired."""
-        for path in self.fate.failed:
-            *_, group, _, topic, number, name = f"{path}/".split("/") if "/groups/" in path else f"/{path}".split("/")
-            if "/groups/" in path:
+        for path in sorted(self.fate.failed):
+            parts = path.removeprefix(f"{self.disk.base}/data/").split("/")
+            if parts[0] == "groups":
+                _, group, _, topic, number = parts
                 self.partitions[TopicPartition(topic, int(number))].group(group).fsync_failed()
-            elif name.endswith(".log"):
+            elif path.endswith(".log"):
+                _, topic, number, _ = parts
                 self.partitions[TopicPartition(topic, int(number))].is_suspect = True
             self.counts.fsyncs_failed += 1
             self._say(f"   the fsync of {path.removeprefix(self.disk.base)} has failed")
@@ -411,4 +413,4 @@ _STEPS: list[Callable[[World, Process], None]] = [
     World._fill,
     World._read,
 ]
-_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 3, 2, 5]
+_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 4, 2, 5]

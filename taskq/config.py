@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import Factory, evolve, field, frozen
 
 from taskq.errors import ConfigError
+from taskq.topics import INTERNAL, SETTING_NAMES, TopicConfig, parse_settings
 
 SECRET_BYTES_MIN = 16
 """Shorter keys can be guessed. RFC 2104 advises the length of the hash, which is 32."""
@@ -74,8 +75,11 @@ class Settings:
     default_topic: str = "default"
     partitions: int = 8
     """Of a topic that is created on first use, unless `topics` says otherwise."""
-    topics: Mapping[str, int] = Factory(lambda: MappingProxyType({}))
-    """Partitions by topic: `[tool.taskq.topics.NAME] partitions = N`."""
+    topics: Mapping[str, TopicConfig] = Factory(lambda: MappingProxyType({}))
+    """How topics are created: `[tool.taskq.topics.NAME]` with `partitions` and any of `TopicSettings`."""
+    offset_reset: str = "earliest"
+    """Where a group goes on whose next records have been removed: at the start that is left ("earliest"), or nowhere
+    ("error")."""
     commit_interval_ms: int = 100
     concurrency: int = 16
     """Invocations a worker process runs at once."""
@@ -120,6 +124,14 @@ def broker_path(url: str) -> Path:
 def check_topic(name: object) -> str:
     """Return `name` if a topic may be called that; raise ConfigError otherwise."""
     return _check_name("topic", name, TOPIC_CHARACTERS_MAX)
+
+
+def check_new_topic(name: object) -> str:
+    """Return `name` if a person may create a topic of that name; raise ConfigError otherwise."""
+    topic = check_topic(name)
+    if topic.startswith(INTERNAL):
+        raise ConfigError(f"{topic!r} can't be created: names that begin with {INTERNAL} are for taskq's own topics")
+    return topic
 
 
 def check_group(name: object) -> str:
@@ -262,26 +274,26 @@ def _secrets(value: Any, folder: Path) -> tuple[bytes, ...]:
     return keys
 
 
-def _topics(value: Any, folder: Path) -> Mapping[str, int]:
+def _topics(value: Any, folder: Path) -> Mapping[str, TopicConfig]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{value!r} is not a table of topics")
-    return MappingProxyType({check_topic(topic): _topic_partitions(topic, options) for topic, options in value.items()})
+    return MappingProxyType({check_topic(topic): _topic_config(topic, options) for topic, options in value.items()})
 
 
-def _topic_partitions(topic: str, options: Any) -> int:
+def _topic_config(topic: str, options: Any) -> TopicConfig:
+    if isinstance(options, TopicConfig):
+        return options
     if not isinstance(options, Mapping):
-        return _partition_count(options)
+        return TopicConfig(_partitions(options, Path()))
+    known = ("partitions", *SETTING_NAMES)
     for key in options:
-        if key != "partitions":
-            raise ConfigError(f"topic {topic!r} has no setting {key!r}; there are: partitions")
+        if key not in known:
+            raise ConfigError(f"topic {topic!r} has no setting {key!r}{did_you_mean(key, known)}")
     if not options:
-        raise ConfigError(f"topic {topic!r} does not say how many partitions")
-    return _partition_count(options["partitions"])
-
-
-def _partition_count(value: Any) -> int:
-    count: int = _partitions(value, Path())
-    return count
+        raise ConfigError(f"topic {topic!r} does not say anything; it may say: {', '.join(known)}")
+    count = _partitions(options["partitions"], Path()) if "partitions" in options else None
+    settings = parse_settings({key: value for key, value in options.items() if key != "partitions"})
+    return TopicConfig(count, MappingProxyType(settings))
 
 
 def _number(least: int, most: int, kind: type[int | float] = int) -> Callable[[Any, Path], Any]:
@@ -309,10 +321,13 @@ def _durability(value: Any, folder: Path) -> str:
     return text
 
 
-def _directory_mode(value: Any, folder: Path) -> str:
-    if value not in ("private", "group"):
-        raise ConfigError(f"{value!r} is not one of: private, group")
-    return str(value)
+def _one_of(*known: str) -> Callable[[Any, Path], str]:
+    def parse(value: Any, folder: Path) -> str:
+        if value not in known:
+            raise ConfigError(f"{value!r} is not one of: {', '.join(known)}")
+        return str(value)
+
+    return parse
 
 
 _partitions = _number(1, 10_000)
@@ -332,5 +347,6 @@ _PARSERS: Mapping[str, Callable[[Any, Path], Any]] = {
     "drain_timeout_s": _number(0, 86_400, float),
     "metrics_host": _text,
     "metrics_port": _number(0, 65_535),
-    "directory_mode": _directory_mode,
+    "directory_mode": _one_of("private", "group"),
+    "offset_reset": _one_of("earliest", "error"),
 }

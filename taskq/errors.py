@@ -55,7 +55,7 @@ class MessageTooLarge(BrokerError):
 
 class OffsetOutOfRange(BrokerError):
     """The next records of a group in a partition were removed before it read them, and it asks to be told
-    (`offset_reset = "error"`). Start it with `offset_reset = "earliest"` (`TASKQ_OFFSET_RESET`) to go on with what is left.
+    (`offset_reset = "error"`). With `offset_reset = "earliest"` (`TASKQ_OFFSET_RESET`) it goes on with what is left.
     """
 
 

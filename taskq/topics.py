@@ -103,7 +103,7 @@ def parse_settings(given: Mapping[str, Any]) -> dict[str, int | str]:
 
 def settings_for(topic: str, given: Mapping[str, int | str]) -> TopicSettings:
     """What holds for a topic of which `given` was said. Dead letters are kept until a person purges them."""
-    return evolve(TopicSettings(retention_ms=-1) if topic.endswith(DEAD) else TopicSettings(), **given)
+    return evolve(TopicSettings(retention_ms=-1) if topic.endswith(DEAD) else TopicSettings(), **given)  # type: ignore[arg-type]
 
 
 def show_settings(settings: TopicSettings) -> dict[str, int | str]:

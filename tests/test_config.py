@@ -19,6 +19,7 @@ from taskq.config import (
     with_overrides,
 )
 from taskq.errors import ConfigError
+from taskq.topics import TopicConfig
 
 SECRET = "s" * 16
 
@@ -169,6 +170,8 @@ def test_a_malformed_variable_is_named(tmp_path: Path, variable: str, value: str
         "[tool.taskq]\ntopics = 1\n",
         "[tool.taskq.topics.posts]\npartition = 4\n",
         "[tool.taskq.topics.posts]\n",
+        "[tool.taskq.topics.posts]\nretention_ms = 'long'\n",
+        "[tool.taskq.topics.posts]\nunfinished = 'maybe'\n",
         "[tool.taskq.topics]\nposts = 0\n",
         "[tool.taskq.topics.'a b']\npartitions = 4\n",
         "[tool.taskq]\ndurability = 'fsnc'\n",
@@ -194,8 +197,25 @@ def test_topics_say_their_partitions(tmp_path: Path) -> None:
 
     settings = load(tmp_path)
     assert settings.partitions == 4
-    assert dict(settings.topics) == {"posts": 32}
-    assert dict(load(tmp_path, topics={"feed": 2}).topics) == {"feed": 2}
+    assert dict(settings.topics) == {"posts": TopicConfig(32)}
+    assert dict(load(tmp_path, topics={"feed": 2}).topics) == {"feed": TopicConfig(2)}
+
+
+def test_topics_say_their_settings(tmp_path: Path) -> None:
+    project(
+        tmp_path, "[tool.taskq.topics.posts]\nretention_ms = '12h'\nsegment_bytes = '64MiB'\nunfinished = 'delete'\n"
+    )
+
+    (config,) = load(tmp_path).topics.values()
+    said = {"retention_ms": 12 * 3_600_000, "segment_bytes": 64 << 20, "unfinished": "delete"}
+    assert (config.partitions, dict(config.settings)) == (None, said)
+
+
+def test_offset_reset_is_one_of_two(tmp_path: Path) -> None:
+    assert load(tmp_path).offset_reset == "earliest"
+    assert load(tmp_path, {"TASKQ_OFFSET_RESET": "error"}).offset_reset == "error"
+    with pytest.raises(ConfigError, match=r"TASKQ_OFFSET_RESET.*latest"):
+        load(tmp_path, {"TASKQ_OFFSET_RESET": "latest"})
 
 
 def test_secrets_come_from_the_environment_in_order_and_are_not_shown(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def connect(settings: Settings) -> Broker:
             str(broker_path(settings.broker)),
             durability=Durability.parse(settings.durability),
             partitions_default=settings.partitions,
-            partitions=settings.topics,
+            topics=settings.topics,
             shared=settings.directory_mode == "group",
         )
     if scheme == "memory":

@@ -9,7 +9,6 @@ rings the others at once; one that dies is missed at the next tick.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
@@ -21,11 +20,12 @@ from taskq.broker.limits import check_progress
 from taskq.broker.log import names, offsets
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.directory import DataDirectory
+from taskq.broker.log.failures import is_out_of_files, storage_error
 from taskq.broker.log.partition import Partition
 from taskq.broker.membership import Membership
 from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
 from taskq.broker.wakeups import GROUP_CHANGED, NEW_RECORDS, Bell, Wakeup
-from taskq.errors import BrokerError, CorruptLog, StorageError
+from taskq.errors import BrokerError, CorruptLog, OffsetOutOfRange, StorageError, TopicNotFound
 
 TICK_S = 0.25
 """How often a member looks for others that died. Failover is this and a moment."""
@@ -57,21 +57,26 @@ class _Held:
 class EmbeddedConsumer:
     """See `taskq.broker.port.Consumer`."""
 
-    def __init__(self, directory: DataDirectory, bell: Bell, group: str, topics: Sequence[str]) -> None:
+    def __init__(
+        self, directory: DataDirectory, bell: Bell, group: str, topics: Sequence[str], *, is_strict: bool = False
+    ) -> None:
         root = directory.root
         self._pid = os.getpid()
         self.member_id = f"{self._pid}-{uuid.uuid4().hex[:12]}"
         self._directory = directory
         self._bell = bell
         self._group = group
-        self._counts = {topic: directory.ensure(topic) for topic in topics}
+        self._is_strict = is_strict
+        self._topics = tuple(dict.fromkeys(directory.ensure(topic).name for topic in topics))
         self._waiters = names.group_waiters(root, group)
-        waiters = [names.topic_waiters(root, topic) for topic in self._counts]
+        waiters = [names.topic_waiters(root, topic) for topic in self._topics]
         self._wakeup = Wakeup(directory.files, self.member_id, self._waiters, waiters)
-        self._masks = dict(zip(self._counts, self._wakeup.masks, strict=True))
-        self._membership = Membership(directory.files, root, group, self.member_id, tuple(self._counts))
+        self._masks = dict(zip(self._topics, self._wakeup.masks, strict=True))
+        self._membership = Membership(directory.files, root, group, self.member_id, self._topics)
         self._held: dict[TopicPartition, _Held] = {}
         self._live: dict[str, tuple[str, ...]] = {}
+        self._counts: dict[str, int] = {}
+        """Partitions of every topic that any live member reads, when the target was computed."""
         self._target: set[TopicPartition] = set()
         self._is_settled = False
         self._next_tick = 0.0
@@ -92,11 +97,15 @@ class EmbeddedConsumer:
                 changes = self._rebalance(now)
                 if changes is not None:
                     return changes
-            fetched, errors = self._fetch(records_max)
-            if fetched or errors or self._is_woken or now >= deadline:
+            fetched, errors, skipped = self._fetch(records_max)
+            if fetched or errors or skipped or self._is_woken or now >= deadline:
                 self._is_woken = False
-                return Polled(fetched=fetched, errors=errors)
-            if self._has_news_after_arming():
+                return Polled(fetched=fetched, errors=errors, skipped=skipped)
+            try:
+                if self._has_news_after_arming():
+                    continue
+            except TopicNotFound:
+                self._next_tick = 0.0
                 continue
             rung = self._wakeup.wait(min(deadline, self._next_tick) - now)
             if GROUP_CHANGED in rung:
@@ -114,40 +123,42 @@ class EmbeddedConsumer:
             held.partition.wait_for_append(held.mask)
         return any(held.partition.end() > held.cursor.offset for held in readable)
 
-    def _fetch(self, records_max: int) -> tuple[list[Fetched], dict[TopicPartition, BrokerError]]:
+    def _fetch(
+        self, records_max: int
+    ) -> tuple[list[Fetched], dict[TopicPartition, BrokerError], dict[TopicPartition, int]]:
         fetched: list[Fetched] = []
         errors: dict[TopicPartition, BrokerError] = {}
+        skipped: dict[TopicPartition, int] = {}
         held_partitions = list(self._held.items())
         count = len(held_partitions)
         for turn in range(count):
             tp, held = held_partitions[(self._first + turn) % count]
-            if held.is_paused or held.is_revoking or held.partition.end() <= held.cursor.offset:
+            cursor = held.cursor
+            if held.is_paused or held.is_revoking or held.partition.end() <= cursor.offset:
                 continue
             try:
-                records = held.cursor.read(READ_BYTES, records_max)
-            except CorruptLog as error:
+                records = cursor.read(READ_BYTES, records_max)
+            except (CorruptLog, OffsetOutOfRange, OSError) as error:
+                if not held.partition.is_deleted:  # else the next look at the group finds it lost
+                    errors[tp] = _why(tp, error)
                 held.is_paused = True
-                errors[tp] = error
                 continue
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the partition
-                    raise
-                held.is_paused = True
-                errors[tp] = StorageError(f"{tp}: reading failed: {error.strerror} ({error.filename or 'its log'})")
-                errors[tp].__cause__ = error
-                continue
+            if cursor.skipped:
+                skipped[tp], cursor.skipped = cursor.skipped, 0
             if records:
                 fetched.append(Fetched(tp, records))
                 records_max -= len(records)
                 if records_max <= 0:
                     self._first += turn + 1  # who comes after this one goes first next time
                     break
-        return fetched, errors
+        return fetched, errors, skipped
 
     # -- who has what
 
     def _rebalance(self, now: float) -> Polled | None:
         """Take what is due to us and free, and report what is due to others. None if nothing changed."""
+        if lost := self._lose():
+            return Polled(lost=lost)
         target: set[TopicPartition] = set() if self._is_leaving else self._find_target()
         assigned = {tp: committed for tp in sorted(target - self._held.keys()) if (committed := self._take(tp))}
         revoking = set()
@@ -162,23 +173,40 @@ class EmbeddedConsumer:
             return None
         return Polled(assigned=assigned, revoking=frozenset(revoking))
 
+    def _lose(self) -> frozenset[TopicPartition]:
+        """Let go of partitions whose topic has been deleted."""
+        lost = frozenset(tp for tp, held in self._held.items() if held.partition.is_deleted)
+        for tp in lost:
+            held = self._held.pop(tp)
+            held.cursor.close()
+            held.lease.release()
+        if lost:
+            self._is_settled = False
+            self._next_tick = 0.0
+        return lost
+
     def _find_target(self) -> set[TopicPartition]:
-        """What we should have, computed anew if the group has changed or is still changing."""
+        """What we should have, computed anew if the group or a topic has changed, or is still changing."""
         live = self._membership.live()
-        if live != self._live or not self._is_settled:
-            self._live = live
-            due = assign(live, self._counts_of(live), self._owners())
+        counts = self._counts_of(live)
+        if live != self._live or counts != self._counts or not self._is_settled:
+            self._live, self._counts = live, counts
+            due = assign(live, counts, self._owners())
             self._target = {tp for tp, member in due.items() if member == self.member_id}
         return self._target
 
     def _counts_of(self, live: Mapping[str, Sequence[str]]) -> dict[str, int]:
-        """Partitions of every topic that any live member reads: the assignment is computed over all of them."""
+        """Partitions of every topic that any live member reads: the assignment is computed over all of them.
+
+        A topic that has been deleted has none. It is not made anew here: that is for who publishes to it.
+        """
         topics = {topic for member_topics in live.values() for topic in member_topics}
-        return {topic: self._directory.ensure(topic) for topic in sorted(topics)}
+        found = {topic: self._directory.find(topic) for topic in sorted(topics)}
+        return {name: topic.partitions for name, topic in found.items() if topic is not None}
 
     def _owners(self) -> dict[TopicPartition, str]:
         owners = {}
-        for topic, count in self._counts_of(self._live).items():
+        for topic, count in self._counts.items():
             for number in range(count):
                 tp = TopicPartition(topic, number)
                 owner = self.member_id if tp in self._held else self._peek(tp)[0]
@@ -191,9 +219,16 @@ class EmbeddedConsumer:
 
     def _take(self, tp: TopicPartition) -> Committed | None:
         """Take the lease if it is free; return where to go on from."""
-        directory = self._directory
-        partition = directory.partition(tp)
-        lease = offsets.Lease.take(directory.files, directory.root, self._group, tp.topic, tp.partition, self.member_id)
+        directory, where = self._directory, (self._group, tp.topic, tp.partition)
+        try:
+            # In this order: if the topic is deleted in between, and made anew, the lease may be of the new one, but we
+            # see by the partition that ours is lost.
+            partition = directory.partition(tp)
+            lease = offsets.Lease.take(directory.files, directory.root, *where, self.member_id)
+        except (TopicNotFound, FileNotFoundError):
+            return None  # deleted just now
+        except OSError as error:
+            raise storage_error(f"the lease of group {self._group} on {tp}", directory.root, error) from error
         if lease is None:
             return None
         bounds = partition.bounds()
@@ -204,7 +239,9 @@ class EmbeddedConsumer:
                 *(tp, self._group, committed.offset, bounds.end),
             )
             committed = Committed(bounds.end)
-        self._held[tp] = _Held(lease, partition, partition.cursor(committed.offset), self._masks[tp.topic])
+        self._held[tp] = _Held(
+            lease, partition, partition.cursor(committed.offset, is_strict=self._is_strict), self._masks[tp.topic]
+        )
         return committed
 
     # -- what the owner says
@@ -264,3 +301,14 @@ class EmbeddedConsumer:
             self._membership.leave()
         self._wakeup.close()
         self._bell.ring_group(self._waiters)
+
+
+def _why(tp: TopicPartition, error: CorruptLog | OffsetOutOfRange | OSError) -> BrokerError:
+    """What to say of a partition that can't be read. Raises, if nothing is wrong with the partition."""
+    if not isinstance(error, OSError):
+        return error
+    if is_out_of_files(error):
+        raise storage_error(f"{tp} can't be read", error.filename or "its log", error) from error
+    failure = StorageError(f"{tp}: reading failed: {error.strerror} ({error.filename or 'its log'})")
+    failure.__cause__ = error
+    return failure

@@ -39,8 +39,9 @@ from taskq.broker.port import (
     WouldBlock,
 )
 from taskq.broker.wakeups import Bell
-from taskq.config import Durability, check_group
-from taskq.errors import BrokerUnavailable
+from taskq.config import Durability, check_group, check_new_topic, check_topic
+from taskq.errors import BrokerUnavailable, CorruptLog, StorageError, TopicNotFound
+from taskq.topics import TopicConfig, parse_settings
 
 _BATCH_BYTES_MAX = 256 * 1024  # a reader takes at least a whole batch, so this bounds its memory
 _BATCH_RECORDS_MAX = 1000
@@ -58,13 +59,18 @@ class EmbeddedBroker:
         *,
         durability: Durability = _DURABILITY_DEFAULT,
         partitions_default: int = PARTITIONS_DEFAULT,
-        partitions: Mapping[str, int] = MappingProxyType({}),
+        topics: Mapping[str, TopicConfig] = MappingProxyType({}),
         shared: bool = False,
     ) -> None:
         self._pid = os.getpid()
         self._bell = Bell()
         self._directory = DataDirectory(
-            root, RealFiles(shared=shared), self._wake, partitions_default=partitions_default, partitions=partitions
+            root,
+            RealFiles(shared=shared),
+            self._wake,
+            partitions_default=partitions_default,
+            topics=topics,
+            syncs=durability.kind != "os",
         )
         self._durability = durability
         self._mutex = threading.Lock()
@@ -85,9 +91,10 @@ class EmbeddedBroker:
         self._check_open()
         return EmbeddedProducer(self._directory, self._flusher, self._durability)
 
-    def consumer(self, group: str, topics: Sequence[str]) -> EmbeddedConsumer:
+    def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> EmbeddedConsumer:
         self._check_open()
-        consumer = EmbeddedConsumer(self._directory, self._bell, check_group(group), topics)
+        is_strict = offset_reset == "error"
+        consumer = EmbeddedConsumer(self._directory, self._bell, check_group(group), topics, is_strict=is_strict)
         with self._mutex:
             self._consumers.append(consumer)
         return consumer
@@ -134,12 +141,13 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 class _Topic:
     """A topic as a producer sees it."""
 
-    __slots__ = ("_directory", "name", "opened", "spread")
+    __slots__ = ("_directory", "name", "opened", "spread", "topic")
 
     def __init__(self, directory: DataDirectory, name: str) -> None:
         self._directory = directory
         self.name = name
-        self.opened: list[Partition | None] = [None] * directory.ensure(name)
+        self.topic = directory.ensure(name)
+        self.opened: list[Partition | None] = [None] * self.topic.partitions
         """The partitions that have been used."""
         self.spread = Spread(len(self.opened))
 
@@ -157,6 +165,7 @@ class EmbeddedProducer:
         self._flusher = flusher
         self._syncs_each = durability.kind == "fsync"
         self._flushes = durability.kind == "interval"
+        directory.subscribe(self)
 
     def send(
         self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
@@ -170,15 +179,22 @@ class EmbeddedProducer:
             target = self._open(topic)
         number = target.spread.next() if key is None else partition_for_key(key, len(target.opened))
         partition = target.opened[number]
-        if partition is None:
-            if not wait:
-                raise WouldBlock
-            partition = target.open(number)
         timestamp_ms = int(time.time() * 1000)
-        offset = partition.append(encode_one(value, key, headers, timestamp_ms), 1, timestamp_ms, wait=wait)
-        if self._syncs_each:
-            partition.sync()
-        elif self._flushes and not self._flusher.is_dirty:
+        try:
+            if partition is None:
+                if not wait:
+                    raise WouldBlock
+                partition = target.open(number)
+            offset = partition.append(encode_one(value, key, headers, timestamp_ms), 1, timestamp_ms, wait=wait)
+            if self._syncs_each:
+                partition.sync()
+        except (TopicNotFound, StorageError):
+            if not self._is_gone(target):
+                raise
+            if not wait:
+                raise WouldBlock from None
+            return self.send(topic, value, key, headers)
+        if self._flushes and not self._flusher.is_dirty:
             self._flusher.touch()
         return number, offset
 
@@ -191,18 +207,43 @@ class EmbeddedProducer:
         target = self._topics.get(topic) or self._open(topic)
         # Cut into batches, and so checked for size, before the first is appended.
         numbered = [(number, batch) for number, share in _shares(target, messages) for batch in _cut(topic, share)]
-        batches = [(target.opened[number] or target.open(number), batch) for number, batch in numbered]
         timestamp_ms = int(time.time() * 1000)
-        for partition, batch in batches:
-            partition.append(encode_many(batch, timestamp_ms), len(batch), timestamp_ms)
-        if self._syncs_each:
-            for partition in {partition for partition, _ in batches}:
-                partition.sync()
-        elif self._flushes and not self._flusher.is_dirty:
+        try:
+            batches = [(target.opened[number] or target.open(number), batch) for number, batch in numbered]
+            for partition, batch in batches:
+                partition.append(encode_many(batch, timestamp_ms), len(batch), timestamp_ms)
+            if self._syncs_each:
+                for partition in {partition for partition, _ in batches}:
+                    partition.sync()
+        except (TopicNotFound, StorageError):
+            if not self._is_gone(target):
+                raise
+            return self.send_many(topic, messages)  # all of them: what was appended has gone with the topic
+        if self._flushes and not self._flusher.is_dirty:
             self._flusher.touch()
+        return None
+
+    def _is_gone(self, target: _Topic) -> bool:
+        """Whether the topic has been deleted since it was opened: then it is to be opened anew, as another one.
+
+        Each time it is another one, so who tries again comes to an end.
+        """
+        now = self._directory.find(target.name)
+        if now is not None and now.id == target.topic.id:
+            return False
+        self.forget(target.name)
+        return True
+
+    def forget(self, topic: str) -> None:
+        """See `directory.Listener`. The next message opens the topic as it is then."""
+        self._topics.pop(topic, None)
 
     def _open(self, topic: str) -> _Topic:
-        return self._topics.setdefault(topic, _Topic(self._directory, topic))
+        while True:
+            target = self._topics.setdefault(topic, _Topic(self._directory, topic))
+            if self._directory.find(topic) == target.topic:
+                return target
+            self.forget(topic)  # altered or deleted in this moment, and what was told of it came too early
 
     def close(self) -> None:
         self._flusher.sync()
@@ -243,7 +284,7 @@ class EmbeddedReader:
     def __init__(self, directory: DataDirectory) -> None:
         self._directory = directory
         self._mutex = threading.Lock()
-        self._cursors: dict[TopicPartition, Cursor] = {}
+        self._cursors: dict[TopicPartition, tuple[Partition, Cursor]] = {}
 
     def bounds(self, tp: TopicPartition) -> PartitionBounds:
         return self._directory.partition(tp).bounds()
@@ -264,19 +305,25 @@ class EmbeddedReader:
             finally:
                 skipping.close()
         with self._mutex:
-            cursor = self._cursors.get(tp)
-            if cursor is None or cursor.offset != offset:
+            known, cursor = self._cursors.get(tp, (None, None))
+            if cursor is None or known is not partition or cursor.offset != offset:
                 if cursor is not None:
                     cursor.close()
-                cursor = self._cursors[tp] = partition.cursor(offset)
-            return cursor.read(bytes_max)
+                cursor = partition.cursor(offset)
+                self._cursors[tp] = partition, cursor
+            try:
+                return cursor.read(bytes_max)
+            except (CorruptLog, FileNotFoundError):
+                if partition.is_deleted:
+                    raise TopicNotFound(f"{tp}: the topic has been deleted") from None
+                raise
 
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
         return self._directory.partition(tp).offset_for(timestamp_ms)
 
     def close(self) -> None:
         with self._mutex:
-            for cursor in self._cursors.values():
+            for _, cursor in self._cursors.values():
                 cursor.close()
             self._cursors.clear()
 
@@ -291,19 +338,26 @@ class EmbeddedAdmin:
         return self._directory.topics()
 
     def partitions(self, topic: str) -> int:
-        return self._directory.count(topic)
+        return self._directory.get(topic).partitions
 
-    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT) -> None:
-        self._directory.create(topic, partitions)
+    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT, **settings: int | str) -> None:
+        self._directory.catalogue.create(check_new_topic(topic), partitions, parse_settings(settings))
+
+    def alter_topic(self, topic: str, partitions: int | None = None, **settings: int | str) -> None:
+        self._directory.catalogue.alter(check_topic(topic), partitions, parse_settings(settings))
+
+    def delete_topic(self, topic: str) -> None:
+        self._directory.catalogue.delete(check_topic(topic))
 
     def describe_topic(self, topic: str) -> TopicDescription:
-        tps = [TopicPartition(topic, number) for number in range(self._directory.count(topic))]
-        opened = [self._directory.partition(tp) for tp in tps]
-        return TopicDescription(
-            topic,
-            tuple(partition.bounds() for partition in opened),
-            tuple(partition.size_bytes() for partition in opened),
-        )
+        found = self._directory.get(topic)
+        bounds: list[PartitionBounds] = []
+        sizes: list[int] = []
+        for number in range(found.partitions):
+            with self._directory.borrowed(TopicPartition(topic, number)) as partition:
+                bounds.append(partition.bounds())
+                sizes.append(partition.size_bytes())
+        return TopicDescription(topic, tuple(bounds), tuple(sizes), found.settings)
 
     def groups(self) -> list[str]:
         return sorted(self._directory.files.listdir(names.groups(self._directory.root)))
@@ -315,7 +369,8 @@ class EmbeddedAdmin:
         owners, committed = {}, {}
         with suppress(FileNotFoundError):
             for topic in sorted(files.listdir(names.group_topics(root, group))):
-                for number in range(self._directory.find_count(topic) or 0):
+                found_topic = self._directory.find(topic)
+                for number in range(found_topic.partitions if found_topic else 0):
                     owner, found = offsets.peek(files, root, group, topic, number)
                     tp = TopicPartition(topic, number)
                     if owner in live:

@@ -8,17 +8,12 @@ condition, and a poll that has nothing to report waits on that. The lock is reen
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import count
-from threading import Condition
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from attrs import define, field
+from attrs import define
 
-from taskq.broker.assignment import assign
-from taskq.broker.limits import check_partitions, check_progress, check_size
-from taskq.broker.partitioner import Spread, partition_for_key
+from taskq.broker.limits import check_progress, check_size
 from taskq.broker.port import (
     PARTITIONS_DEFAULT,
     Committed,
@@ -32,90 +27,14 @@ from taskq.broker.port import (
     Record,
     TopicDescription,
     TopicPartition,
-    WouldBlock,
 )
-from taskq.config import check_group, check_topic
-from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
+from taskq.broker.ram import Group, Log, State, size_of
+from taskq.config import check_group, check_new_topic, check_topic
+from taskq.errors import BrokerError, BrokerUnavailable, ConfigError, OffsetOutOfRange
+from taskq.topics import TopicConfig, parse_settings, settings_for
 
 KEEP_S = 5.0
 """How long a partition that its owner would not let go is left alone before asking again."""
-
-
-@define
-class _Topic:
-    partitions: list[list[Record]]
-    """A record's offset is its index."""
-    spread: Spread
-
-
-@define
-class _Group:
-    members: dict[str, tuple[str, ...]] = field(factory=dict)
-    owners: dict[TopicPartition, str] = field(factory=dict)
-    """Who has what: one at a time."""
-    due: dict[TopicPartition, str] = field(factory=dict)
-    """Who should have what. Computed when a member comes or goes."""
-    committed: dict[TopicPartition, Committed] = field(factory=dict)
-
-
-@define
-class _State:
-    """All topics and groups. `changed` guards them, and is notified when anything changes."""
-
-    partitions_default: int
-    partitions: Mapping[str, int]
-    changed: Condition = field(factory=Condition)
-    topics: dict[str, _Topic] = field(factory=dict)
-    groups: dict[str, _Group] = field(factory=dict)
-    member_numbers: Iterator[int] = field(factory=lambda: count(1))
-    is_closed: bool = False
-
-    @contextmanager
-    def locked(self, *, wait: bool = True) -> Generator[None]:
-        if not self.changed.acquire(blocking=wait):
-            raise WouldBlock
-        try:
-            if self.is_closed:
-                raise BrokerUnavailable("the broker at memory: has been closed by this process; open it again")
-            yield
-        finally:
-            self.changed.release()
-
-    def find(self, name: str) -> _Topic:
-        if name not in self.topics:
-            raise TopicNotFound(f"there is no topic {name!r} in memory; there are: {', '.join(sorted(self.topics))}")
-        return self.topics[name]
-
-    def find_partition(self, tp: TopicPartition) -> list[Record]:
-        partitions = self.find(tp.topic).partitions
-        if not 0 <= tp.partition < len(partitions):
-            raise TopicNotFound(f"topic {tp.topic!r} has partitions 0 to {len(partitions) - 1}, not {tp.partition}")
-        return partitions[tp.partition]
-
-    def ensure(self, name: str) -> _Topic:
-        if name not in self.topics:
-            self.create(name, self.partitions.get(name, self.partitions_default))
-        return self.topics[name]
-
-    def create(self, name: str, partitions: int) -> None:
-        check_topic(name)
-        check_partitions(name, partitions)
-        self.topics[name] = _Topic([[] for _ in range(partitions)], Spread(partitions))
-
-    def append(self, topic: str, message: Message) -> tuple[int, int]:
-        target = self.ensure(topic)
-        value, key, headers = message
-        number = target.spread.next() if key is None else partition_for_key(key, len(target.partitions))
-        records = target.partitions[number]
-        records.append(Record(len(records), int(time.time() * 1000), key, value, headers))
-        self.changed.notify_all()
-        return number, len(records) - 1
-
-    def reassign(self, group: _Group) -> None:
-        topics = {topic for topics in group.members.values() for topic in topics}
-        counts = {topic: len(self.find(topic).partitions) for topic in topics}
-        group.due = assign(group.members, counts, group.owners)
-        self.changed.notify_all()
 
 
 class MemoryBroker:
@@ -124,16 +43,16 @@ class MemoryBroker:
     url = "memory:"
 
     def __init__(
-        self, partitions_default: int = PARTITIONS_DEFAULT, topics: Mapping[str, int] = MappingProxyType({})
+        self, partitions_default: int = PARTITIONS_DEFAULT, topics: Mapping[str, TopicConfig] = MappingProxyType({})
     ) -> None:
-        self._state = _State(partitions_default, topics)
+        self._state = State(partitions_default, topics)
 
     def producer(self) -> MemoryProducer:
         with self._state.locked():
             return MemoryProducer(self._state)
 
-    def consumer(self, group: str, topics: Sequence[str]) -> MemoryConsumer:
-        return MemoryConsumer(self._state, group, topics)
+    def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> MemoryConsumer:
+        return MemoryConsumer(self._state, group, topics, is_strict=offset_reset == "error")
 
     def reader(self) -> MemoryReader:
         with self._state.locked():
@@ -152,7 +71,7 @@ class MemoryBroker:
 class MemoryProducer:
     """See `taskq.broker.port.Producer`."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
 
     def send(
@@ -178,6 +97,8 @@ class MemoryProducer:
 class _Held:
     """A partition that a consumer has."""
 
+    log: Log
+    """Another one if the topic was deleted and made anew."""
     position: int
     """Offset of the next record to fetch."""
     is_paused: bool = False
@@ -189,9 +110,10 @@ class _Held:
 class MemoryConsumer:
     """See `taskq.broker.port.Consumer`."""
 
-    def __init__(self, state: _State, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, state: State, group: str, topics: Sequence[str], *, is_strict: bool) -> None:
         check_group(group)
         self._state = state
+        self._is_strict = is_strict
         self._held: dict[TopicPartition, _Held] = {}
         self._is_woken = False
         self._is_closed = False
@@ -199,7 +121,7 @@ class MemoryConsumer:
             for topic in topics:
                 state.ensure(topic)
             self.member_id = f"member-{next(state.member_numbers)}"
-            self._group = state.groups.setdefault(group, _Group())
+            self._group = state.groups.setdefault(group, Group())
             self._group.members[self.member_id] = tuple(dict.fromkeys(topics))
             state.reassign(self._group)
 
@@ -263,6 +185,11 @@ class MemoryConsumer:
 
     def _look(self, now: float, records_max: int) -> Polled | None:
         """What there is to report; None if nothing."""
+        lost = frozenset(tp for tp, held in self._held.items() if not self._is_there(tp, held.log))
+        if lost:
+            for tp in lost:
+                del self._held[tp]
+            return Polled(lost=lost)
         due = {tp for tp, member in self._group.due.items() if member == self.member_id}
         assigned = {tp: self._take(tp) for tp in sorted(due - self._group.owners.keys())}
         revoking = set()
@@ -274,30 +201,54 @@ class MemoryConsumer:
                 revoking.add(tp)
         if assigned or revoking:
             return Polled(assigned=assigned, revoking=frozenset(revoking))
+        skipped, errors = self._skip()
         fetched = self._fetch(records_max)
-        return Polled(fetched) if fetched else None
+        return Polled(fetched, errors=errors, skipped=skipped) if fetched or errors or skipped else None
+
+    def _is_there(self, tp: TopicPartition, log: Log) -> bool:
+        topic = self._state.topics.get(tp.topic)
+        return topic is not None and topic.partitions[tp.partition] is log
+
+    def _skip(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, BrokerError]]:
+        """Go past what has been removed, or say that it has."""
+        skipped: dict[TopicPartition, int] = {}
+        errors: dict[TopicPartition, BrokerError] = {}
+        for tp, held in self._held.items():
+            missing = held.log.start - held.position
+            if missing <= 0 or held.is_paused or held.is_revoking:
+                continue
+            if self._is_strict:
+                held.is_paused = True
+                errors[tp] = OffsetOutOfRange(
+                    f"{tp}: offset {held.position} is due; the log begins at {held.log.start}"
+                )
+            else:
+                skipped[tp] = missing
+                held.position = held.log.start
+        return skipped, errors
 
     def _leave(self) -> None:
         if self._group.members.pop(self.member_id, None):
             self._state.reassign(self._group)
 
     def _take(self, tp: TopicPartition) -> Committed:
-        committed = self._group.committed.get(tp, Committed(0))
+        log = self._state.find_partition(tp)
+        committed = self._group.committed.get(tp, Committed(log.start))
         self._group.owners[tp] = self.member_id
-        self._held[tp] = _Held(committed.offset)
+        self._held[tp] = _Held(log, committed.offset)
         return committed
 
     def _give_up(self, tps: Sequence[TopicPartition]) -> None:
         for tp in tps:
-            del self._held[tp]
-            del self._group.owners[tp]
+            if self._is_there(tp, self._held.pop(tp).log):
+                del self._group.owners[tp]
         self._state.changed.notify_all()
 
     def _fetch(self, records_max: int) -> list[Fetched]:
         fetched: list[Fetched] = []
         for tp, held in list(self._held.items()):
             if records_max > 0 and not held.is_paused and not held.is_revoking:
-                records = self._state.find_partition(tp)[held.position : held.position + records_max]
+                records = held.log.read(held.position)[:records_max]
                 if records:
                     held.position += len(records)
                     records_max -= len(records)
@@ -315,12 +266,13 @@ class MemoryConsumer:
 class MemoryReader:
     """See `taskq.broker.port.Reader`."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
 
     def bounds(self, tp: TopicPartition) -> PartitionBounds:
         with self._state.locked():
-            return PartitionBounds(0, len(self._state.find_partition(tp)))
+            log = self._state.find_partition(tp)
+            return PartitionBounds(log.start, log.end)
 
     def read(
         self,
@@ -333,18 +285,17 @@ class MemoryReader:
         with self._state.locked():
             found: list[Record] = []
             size = 0
-            records = self._state.find_partition(tp)
-            for index in range(max(offset, 0), len(records)):
-                size += _size(records[index])
+            for record in self._state.find_partition(tp).read(offset):
+                size += size_of(record)
                 if found and size > bytes_max:
                     break
-                found.append(records[index])
+                found.append(record)
             return found
 
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
         with self._state.locked():
-            records = self._state.find_partition(tp)
-            return next((one.offset for one in records if one.timestamp_ms >= timestamp_ms), len(records))
+            log = self._state.find_partition(tp)
+            return next((one.offset for one in log.records if one.timestamp_ms >= timestamp_ms), log.end)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -353,7 +304,7 @@ class MemoryReader:
 class MemoryAdmin:
     """See `taskq.broker.port.Admin`."""
 
-    def __init__(self, state: _State) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
 
     def topics(self) -> list[str]:
@@ -364,20 +315,29 @@ class MemoryAdmin:
         with self._state.locked():
             return len(self._state.find(topic).partitions)
 
-    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT) -> None:
+    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT, **settings: int | str) -> None:
         with self._state.locked():
             if topic in self._state.topics:
                 there_are = len(self._state.topics[topic].partitions)
                 raise ConfigError(f"topic {topic!r} exists already, with {there_are} partitions")
-            self._state.create(topic, partitions)
+            self._state.create(check_new_topic(topic), partitions, parse_settings(settings))
+
+    def alter_topic(self, topic: str, partitions: int | None = None, **settings: int | str) -> None:
+        with self._state.locked():
+            self._state.alter(check_topic(topic), partitions, parse_settings(settings))
+
+    def delete_topic(self, topic: str) -> None:
+        with self._state.locked():
+            self._state.delete(check_topic(topic))
 
     def describe_topic(self, topic: str) -> TopicDescription:
         with self._state.locked():
-            partitions = self._state.find(topic).partitions
+            found = self._state.find(topic)
             return TopicDescription(
                 topic,
-                tuple(PartitionBounds(0, len(records)) for records in partitions),
-                tuple(sum(map(_size, records)) for records in partitions),
+                tuple(PartitionBounds(log.start, log.end) for log in found.partitions),
+                tuple(sum(map(size_of, log.records)) for log in found.partitions),
+                settings_for(topic, found.given),
             )
 
     def groups(self) -> list[str]:
@@ -386,13 +346,8 @@ class MemoryAdmin:
 
     def describe_group(self, group: str) -> GroupDescription:
         with self._state.locked():
-            found = self._state.groups.get(group, _Group())
+            found = self._state.groups.get(group, Group())
             return GroupDescription(group, dict(found.members), dict(found.owners), dict(found.committed))
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def _size(record: Record) -> int:
-    headers = sum(len(name) + len(text) for name, text in record.headers)
-    return len(record.key or b"") + len(record.value or b"") + headers

@@ -10,8 +10,10 @@ A consumer's life, as its owner sees it:
            -> Polled.fetched    records, in offset order within a partition
            -> Polled.revoking   another member should have these: stop starting work, let what runs end, commit,
                                 then release(); or keep() to go on when what runs takes too long
-           -> Polled.lost       gone already (fenced, or the directory was deleted): drop all work on them
-           -> Polled.errors     this partition can't be read further (damage); it stays ours and stands still
+           -> Polled.lost       gone already (the topic was deleted): drop all work on them
+           -> Polled.errors     this partition can't be read further (damage, or OffsetOutOfRange); it stays ours and
+                                stands still
+           -> Polled.skipped    offsets passed over, since retention had removed them before we read them
     commit()                    progress, any time
     close()                     leaves the group; partitions are free at once
 
@@ -27,6 +29,7 @@ from typing import NamedTuple, Protocol
 from attrs import field, frozen
 
 from taskq.errors import BrokerError
+from taskq.topics import TopicSettings
 
 MESSAGE_BYTES_MAX = 1024 * 1024
 """Limit of one record's key, value and headers together, in bytes. Kafka's default `message.max.bytes` is the same."""
@@ -93,6 +96,8 @@ class Polled:
     revoking: frozenset[TopicPartition] = frozenset()
     lost: frozenset[TopicPartition] = frozenset()
     errors: Mapping[TopicPartition, BrokerError] = field(factory=dict)
+    skipped: Mapping[TopicPartition, int] = field(factory=dict)
+    """How many offsets. What was fetched with it, if anything, comes after them."""
 
 
 @frozen
@@ -109,6 +114,7 @@ class TopicDescription:
     partitions: tuple[PartitionBounds, ...]
     size_bytes: tuple[int, ...]
     """Bytes on disk, by partition."""
+    settings: TopicSettings
 
 
 @frozen
@@ -252,8 +258,26 @@ class Admin(Protocol):
 
     def partitions(self, topic: str) -> int: ...
 
-    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT) -> None:
-        """Raises ConfigError if it exists, or the name or number is not allowed."""
+    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT, **settings: int | str) -> None:
+        """Create a topic, whole or not at all. `settings` are those of `TopicSettings`, as `parse_settings` takes them.
+
+        Raises ConfigError if it exists, or the name, the number or a setting is not allowed.
+        """
+        ...
+
+    def alter_topic(self, topic: str, partitions: int | None = None, **settings: int | str) -> None:
+        """Give a topic more partitions, or other settings; those not named stay. All of it or nothing.
+
+        Who publishes and consumes, in whatever process, notices within about a second. What has a key may be in another
+        partition from then on than what came before it. Raises ConfigError if there would be fewer partitions.
+        """
+        ...
+
+    def delete_topic(self, topic: str) -> None:
+        """Remove a topic, all that is in it, and the progress groups made in it.
+
+        Who publishes to it meanwhile or later creates it anew. Members that read it get Polled.lost.
+        """
         ...
 
     def describe_topic(self, topic: str) -> TopicDescription: ...
@@ -277,8 +301,12 @@ class Broker(Protocol):
 
     def producer(self) -> Producer: ...
 
-    def consumer(self, group: str, topics: Sequence[str]) -> Consumer:
-        """Join `group`. Topics that don't exist are created. A new group starts at each partition's start."""
+    def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> Consumer:
+        """Join `group`. Topics that don't exist are created. A new group starts at each partition's start.
+
+        Where the group's next records have been removed, it goes on at the start ("earliest"), or, with `offset_reset`
+        "error", not at all: the partition is in Polled.errors.
+        """
         ...
 
     def reader(self) -> Reader: ...

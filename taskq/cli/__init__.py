@@ -17,7 +17,7 @@ from taskq.errors import ConfigError, TaskqError
 COMMANDS = {
     "worker": "Run the invocations of a group.",
     "send": "Publish one invocation.",
-    "topics": "List, create and describe topics.",
+    "topics": "List, create, describe, alter and delete topics.",
     "groups": "List and describe groups.",
     "log": "Verify a log and look inside its files.",
     "exporter": "Serve backlog metrics without a worker.",

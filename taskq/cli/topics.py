@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskq.cli import options
 from taskq.cli.output import show_json, show_table
 
+if TYPE_CHECKING:
+    from taskq.broker.port import Broker
 
-@click.group(name="topics", cls=options.HintingGroup, help="List, create and describe topics.")
+_SETTINGS_HELP = (
+    "Set how the topic is kept, such as retention_ms=7d or segment_bytes=64MiB. May be given many times. "
+    "`taskq topics describe` shows all there are."
+)
+_set = click.option("--set", "given", multiple=True, metavar="KEY=VALUE", help=_SETTINGS_HELP)
+
+
+@click.group(name="topics", cls=options.HintingGroup, help="List, create, describe, alter and delete topics.")
 def command() -> None:
     """`taskq topics`."""
 
@@ -46,18 +57,77 @@ def list_topics(broker: str | None, as_json: bool) -> None:
 @options.setting(
     "--partitions", of="partitions", type=click.IntRange(1), metavar="N", help="How many. Can't be reduced later."
 )
+@_set
 @options.broker
-def create_topic(topic: str, partitions: int | None, broker: str | None) -> None:
-    """Create TOPIC. Topics are created on first use too; this is for another number of partitions."""
+def create_topic(topic: str, partitions: int | None, given: Sequence[str], broker: str | None) -> None:
+    """Create TOPIC. Topics are created on first use too; this is for another number of partitions, or settings."""
     from taskq.cli.brokers import opened, settings_of
-    from taskq.config import check_topic
+    from taskq.config import check_new_topic
+    from taskq.topics import TopicConfig
 
-    check_topic(topic)
-    settings = settings_of(broker)
-    count = partitions or settings.topics.get(topic, settings.partitions)
+    check_new_topic(topic)
+    configured = settings_of(broker).topics.get(topic, TopicConfig())
+    count = partitions or configured.partitions or settings_of(broker).partitions
     with opened(broker) as found:
-        found.admin().create_topic(topic, count)
+        found.admin().create_topic(topic, count, **{**configured.settings, **_parse(given)})
     click.echo(f"{topic}: {count} partitions")
+
+
+@command.command(name="alter")
+@click.argument("topic")
+@click.option("--partitions", type=click.IntRange(1), metavar="N", help="How many from now on. Never fewer.")
+@_set
+@options.broker
+def alter_topic(topic: str, partitions: int | None, given: Sequence[str], broker: str | None) -> None:
+    """Give TOPIC more partitions, or other settings, while it is being used.
+
+    What is published with a key may be in another partition from then on than what came before it.
+    """
+    from taskq.cli.brokers import known_topic, opened
+
+    if partitions is None and not given:
+        raise click.UsageError("Nothing to alter: give --partitions or --set KEY=VALUE.")
+    with opened(broker) as found:
+        admin = found.admin()
+        admin.alter_topic(known_topic(admin, topic), partitions, **_parse(given))
+        count = admin.partitions(topic)
+    click.echo(f"{topic}: {count} partitions{''.join(f', {one}' for one in given)}")
+
+
+@command.command(name="delete")
+@click.argument("topic")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@options.broker
+def delete_topic(topic: str, yes: bool, broker: str | None) -> None:
+    """Delete TOPIC with all that is in it, and the progress groups made in it."""
+    from taskq.cli.brokers import known_topic, opened
+
+    with opened(broker) as found:
+        what = _what_goes(found, known_topic(found.admin(), topic))
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError(f"Deleting {what}. Say --yes if that is meant.")
+            click.confirm(f"Delete {what}?", abort=True)
+        found.admin().delete_topic(topic)
+    click.echo(f"deleted {what}")
+
+
+def _what_goes(broker: Broker, topic: str) -> str:
+    """The topic, its records, and which groups have not finished them."""
+    from taskq.exporter import partition_backlogs
+
+    admin, reader = broker.admin(), broker.reader()
+    records = sum(bounds.end - bounds.start for bounds in admin.describe_topic(topic).partitions)
+    backlogs: list[str] = []
+    for name in admin.groups():
+        group = admin.describe_group(name)
+        if any(tp.topic == topic for tp in group.committed) or any(
+            topic in topics for topics in group.members.values()
+        ):
+            unfinished = sum(part.backlog for part in partition_backlogs(admin, reader, group, [topic]))
+            backlogs.append(f"group {name} has not finished {unfinished} of them")
+    said = "; ".join(backlogs) if backlogs else "no group has worked on it"
+    return f"topic {topic} with {records} {'record' if records == 1 else 'records'} ({said})"
 
 
 @command.command(name="describe")
@@ -65,8 +135,9 @@ def create_topic(topic: str, partitions: int | None, broker: str | None) -> None
 @options.broker
 @options.as_json
 def describe_topic(topic: str, broker: str | None, as_json: bool) -> None:
-    """Show the partitions of TOPIC."""
+    """Show the settings and the partitions of TOPIC."""
     from taskq.cli.brokers import known_topic, opened
+    from taskq.topics import show_settings
 
     with opened(broker) as found:
         admin = found.admin()
@@ -81,7 +152,19 @@ def describe_topic(topic: str, broker: str | None, as_json: bool) -> None:
         }
         for number, (bounds, size) in enumerate(zip(description.partitions, description.size_bytes, strict=True))
     ]
+    settings = show_settings(description.settings)
     if as_json:
-        show_json({"topic": topic, "partitions": rows})
+        show_json({"topic": topic, "settings": settings, "partitions": rows})
     else:
+        show_table(["setting", "value"], [{"setting": name, "value": value} for name, value in settings.items()])
+        click.echo()
         show_table(["partition", "start", "end", "records", "bytes"], rows)
+
+
+def _parse(given: Sequence[str]) -> dict[str, int | str]:
+    from taskq.topics import parse_settings
+
+    for one in given:
+        if "=" not in one:
+            raise click.BadParameter(f"{one!r} is not KEY=VALUE.", param_hint="--set")
+    return parse_settings({key.strip(): value.strip() for key, _, value in (one.partition("=") for one in given)})

@@ -10,6 +10,7 @@ import pytest
 from taskq.broker.memory import MemoryBroker
 from taskq.broker.port import WouldBlock
 from taskq.errors import BrokerUnavailable
+from taskq.topics import TopicConfig
 
 WAIT_S = 20.0
 
@@ -21,7 +22,7 @@ def test_each_broker_has_its_own_records():
 
 
 def test_topics_get_the_configured_number_of_partitions():
-    broker = MemoryBroker(3, {"posts": 5})
+    broker = MemoryBroker(3, {"posts": TopicConfig(5)})
     broker.producer().send("posts", b"x")
     broker.producer().send("other", b"x")
     assert (broker.admin().partitions("posts"), broker.admin().partitions("other")) == (5, 3)

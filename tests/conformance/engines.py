@@ -14,9 +14,11 @@ from attrs import frozen
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.memory import MemoryBroker
 from taskq.broker.port import Broker
+from taskq.topics import TopicConfig
 
 PARTITIONS = 4
 TOPICS: Mapping[str, int] = {"single": 1, "double": 2}
+_CONFIGURED = {topic: TopicConfig(count) for topic, count in TOPICS.items()}
 
 
 @frozen
@@ -28,9 +30,9 @@ class Engine:
 
 
 ENGINES = {
-    "memory": Engine(lambda path: MemoryBroker(PARTITIONS, TOPICS), "taskq.broker.memory.KEEP_S"),
+    "memory": Engine(lambda path: MemoryBroker(PARTITIONS, _CONFIGURED), "taskq.broker.memory.KEEP_S"),
     "embedded": Engine(
-        lambda path: EmbeddedBroker(str(path / "log"), partitions_default=PARTITIONS, partitions=TOPICS),
+        lambda path: EmbeddedBroker(str(path / "log"), partitions_default=PARTITIONS, topics=_CONFIGURED),
         "taskq.broker.consumer.KEEP_S",
     ),
 }

@@ -19,6 +19,7 @@ from taskq.broker.log.files import Files
 from taskq.broker.log.partition import Partition
 from taskq.broker.port import Message, TopicPartition
 from taskq.config import Durability
+from taskq.topics import TopicConfig
 
 SEGMENT_BYTES = 24 * 1024
 """So small that segments are begun all the time, and killed while they are."""
@@ -43,7 +44,8 @@ def open_broker(
     vars(directory)["Partition"] = partial(Partition, segment_bytes_max=segment_bytes)
     if files is not None:
         vars(embedded)["RealFiles"] = lambda **_: files
-    return EmbeddedBroker(root, durability=durability, partitions_default=MADE_PARTITIONS, partitions=TOPICS)
+    topics = {topic: TopicConfig(count) for topic, count in TOPICS.items()}
+    return EmbeddedBroker(root, durability=durability, partitions_default=MADE_PARTITIONS, topics=topics)
 
 
 @frozen

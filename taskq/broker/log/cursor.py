@@ -131,8 +131,8 @@ class Cursor:
         if self.offset < start:
             if self._is_strict:
                 raise OffsetOutOfRange(
-                    f"{self._directory}: offset {self.offset} is due, but the log begins at {start}: what was before it "
-                    'has been removed. offset_reset = "earliest" goes on from there'
+                    f"{self._directory}: offset {self.offset} is due, but the log begins at {start}: what was before "
+                    'that has been removed. offset_reset = "earliest" goes on from there'
                 )
             self.skipped += start - self.offset
             self.offset = start

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
+from typing import Protocol
 
-from taskq.broker.limits import check_partitions
 from taskq.broker.log import names, offsets
-from taskq.broker.log.failures import storage_error
-from taskq.broker.log.files import TEMPORARY, Files, encode_json, read_whole, write_whole
-from taskq.broker.log.locks import close_lockable, lock, open_lockable
+from taskq.broker.log.catalogue import Catalogue, Topic, not_found, read_json, write_json
+from taskq.broker.log.files import TEMPORARY, Files
 from taskq.broker.log.partition import Partition
 from taskq.broker.port import PARTITIONS_DEFAULT, TopicPartition
 from taskq.config import check_topic
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
+from taskq.topics import TopicConfig
 
-_log = logging.getLogger("taskq.log")
+
+class Listener(Protocol):
+    """Who keeps something of a topic."""
+
+    def forget(self, topic: str) -> None:
+        """The topic has been altered or deleted. From any thread, maybe under an append lock: it must not wait."""
+        ...
 
 
 class DataDirectory:
     """Thread-safe. Any number of processes may use one directory at once.
 
-    `wake(topic, bits)` is called when an append begins that consumers of the topic wait for.
+    `wake(topic, bits)` is called when an append begins that consumers of the topic wait for. `syncs` is false if nobody
+    ever syncs what is published.
     """
 
     def __init__(
@@ -36,16 +43,22 @@ class DataDirectory:
         wake: Callable[[str, int], None],
         *,
         partitions_default: int = PARTITIONS_DEFAULT,
-        partitions: Mapping[str, int] = MappingProxyType({}),
+        topics: Mapping[str, TopicConfig] = MappingProxyType({}),
+        syncs: bool = True,
     ) -> None:
         self.root = root
         self.files = files
         self._wake = wake
         self._partitions_default = partitions_default
-        self._partitions_configured = partitions
+        self._configured = topics
+        self._syncs = syncs
+        self.catalogue = Catalogue(root, files)
         self._mutex = threading.Lock()
         self._opened: dict[TopicPartition, Partition] = {}
-        self._counts: dict[str, int] = {}
+        self._topics: dict[str, Topic] = {}
+        """As they were when last looked at."""
+        self._listeners_mutex = threading.Lock()
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._prepare()
 
     def _prepare(self) -> None:
@@ -56,7 +69,11 @@ class DataDirectory:
             if "taskq.json" in known:
                 self._check_format()
                 return
-            if foreign := known - {"lock", "topics", "groups", "waiters"} - {n for n in known if n.endswith(TEMPORARY)}:
+            if (
+                foreign := known
+                - {"lock", "cleaner.lock", "topics", "groups", "waiters"}
+                - {n for n in known if n.endswith(TEMPORARY)}
+            ):
                 some = ", ".join(sorted(foreign)[:3])
                 raise ConfigError(f"{self.root} is not a taskq data directory and not empty (it holds {some})")
             for path in (names.topics(self.root), names.groups(self.root)):
@@ -64,7 +81,7 @@ class DataDirectory:
             # Durable before the format file is seen: whoever finds that one takes the rest for granted.
             self.files.sync_directory(self.root)
             self.files.sync_directory(os.path.dirname(self.root))
-            self._write_json(names.format_file(self.root), {"format": names.FORMAT_VERSION})
+            write_json(self.files, names.format_file(self.root), {"format": names.FORMAT_VERSION})
         except OSError as error:
             raise BrokerUnavailable(
                 f"can't use {self.root} as a data directory: {error.strerror} ({error.filename or self.root}). "
@@ -73,7 +90,7 @@ class DataDirectory:
 
     def _check_format(self) -> None:
         path = names.format_file(self.root)
-        found = self._read_json(path).get("format")
+        found = read_json(self.files, path).get("format")
         if found != names.FORMAT_VERSION:
             raise BrokerUnavailable(
                 f"{path} says format {found!r}; this version of taskq reads format {names.FORMAT_VERSION}. "
@@ -82,102 +99,140 @@ class DataDirectory:
         fd = self.files.open(path)  # a directory we may read but not write is refused here, not at the first append
         self.files.close(fd)
 
-    def _read_json(self, path: str) -> dict[str, object]:
-        text = read_whole(self.files, path)
-        try:
-            document = json.loads(text)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise BrokerUnavailable(f"{path} does not hold what taskq writes there; restore it from a backup")
-        return document
-
-    def _write_json(self, path: str, document: Mapping[str, object]) -> None:
-        write_whole(self.files, path, encode_json(document))
-        self.files.sync_directory(os.path.dirname(path))
-
     # -- topics
 
     def topics(self) -> list[str]:
-        return sorted(name for name in self.files.listdir(names.topics(self.root)) if not name.endswith("~"))
+        return self.catalogue.names()
 
-    def find_count(self, topic: str) -> int | None:
-        """The number of partitions of `topic`, or None if there is no such topic."""
-        count = self._counts.get(topic)
-        if count is None:
-            check_topic(topic)
-            path = names.topic_file(names.topic(self.root, topic))
-            try:
-                found = self._read_json(path).get("partitions")
-            except FileNotFoundError:
-                return None
-            if not isinstance(found, int):
-                raise BrokerUnavailable(f"{path} does not say how many partitions there are")
-            count = self._counts[topic] = found
-        return count
+    def count(self, name: str) -> int:
+        return self.get(name).partitions
 
-    def count(self, topic: str) -> int:
-        count = self.find_count(topic)
-        if count is None:
-            raise TopicNotFound(f"there is no topic {topic!r} in {self.root}; there are: {', '.join(self.topics())}")
-        return count
-
-    def ensure(self, topic: str) -> int:
-        """The number of partitions of `topic`, which is created as configured if there is none."""
-        count = self.find_count(topic)
-        if count is None:
-            self.create(topic, self._partitions_configured.get(topic, self._partitions_default), exist_ok=True)
-            count = self.count(topic)
-        return count
-
-    def create(self, topic: str, partitions: int, *, exist_ok: bool = False) -> None:
+    def create(self, name: str, partitions: int, *, exist_ok: bool = False) -> None:
         """Create a topic, whole or not at all. Raises ConfigError for a bad name or number, or if it exists."""
-        check_topic(topic)
-        check_partitions(topic, partitions)
-        lock_fd = open_lockable(self.files, names.lock_file(self.root), create=True)
-        try:
-            lock(lock_fd)
-            if self.find_count(topic) is None:
-                self._create(topic, partitions)
-            elif not exist_ok:
-                raise ConfigError(f"topic {topic!r} exists already, with {self.count(topic)} partitions")
-            else:  # its creator may have died just before this
-                self.files.sync_directory(names.topics(self.root))
-        except OSError as error:
-            raise storage_error(f"topic {topic!r} can't be created", self.root, error) from error
-        finally:
-            close_lockable(self.files, lock_fd)
+        self.catalogue.create(check_topic(name), partitions, {}, exist_ok=exist_ok)
 
-    def _create(self, topic: str, partitions: int) -> None:
-        final = names.topic(self.root, topic)
-        unfinished = f"{final}~"  # not a topic's name: what a creator that died left is not seen, and removed here
-        self.files.remove_tree(unfinished)
-        for number in range(partitions):
-            self.files.makedirs(names.partition(unfinished, number))
-        self._write_json(names.topic_file(unfinished), {"partitions": partitions})
-        self.files.rename(unfinished, final)
-        self.files.sync_directory(names.topics(self.root))
-        _log.debug("created topic %s with %d partitions", topic, partitions)
+    def find(self, name: str) -> Topic | None:
+        """The topic as it is now, or None if there is none. Raises ConfigError for a name that no topic can have.
+
+        Costs a look at one file's inode: what is known of the topic holds as long as that is the same.
+        """
+        known = self._topics.get(name)
+        if known is None:
+            check_topic(name)
+        stamp = self.catalogue.stamp(name)
+        if known is not None and known.stamp == stamp:
+            return known
+        found = self.catalogue.read(name)
+        if found is not None:
+            self._topics[name] = found
+        else:
+            self._topics.pop(name, None)
+        if known is not None:
+            if found is None or found.id != known.id:
+                self._let_go(name)
+            self._tell(name)
+        return found
+
+    def get(self, name: str) -> Topic:
+        """The topic as it is now. Raises TopicNotFound."""
+        found = self.find(name)
+        if found is None:
+            raise not_found(self.root, name, self.catalogue.names())
+        return found
+
+    def ensure(self, name: str) -> Topic:
+        """The topic, which is created as configured if there is none."""
+        found = self.find(name)
+        if found is None:
+            config = self._configured.get(name, TopicConfig())
+            self.catalogue.create(name, config.partitions or self._partitions_default, config.settings, exist_ok=True)
+            found = self.get(name)
+        return found
+
+    def refresh(self) -> None:
+        """Look whether topics that are in use have been altered or deleted, and tell those who use them."""
+        for name in list(self._topics):
+            self.find(name)
+
+    def subscribe(self, listener: Listener) -> None:
+        """Have `listener` told when a topic that it may be using has been altered or deleted."""
+        with self._listeners_mutex:
+            self._listeners.add(listener)
+
+    def _tell(self, name: str) -> None:
+        with self._listeners_mutex:  # which is held for nothing else: this may be called under an append lock
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener.forget(name)
+
+    def _let_go(self, name: str) -> None:
+        """Close the partitions of a topic that is gone."""
+        with self._mutex:
+            of_it = [tp for tp, partition in self._opened.items() if tp.topic == name and partition.is_deleted]
+            gone = [self._opened.pop(tp) for tp in of_it]
+        for partition in gone:
+            partition.close()
 
     # -- partitions
 
     def partition(self, tp: TopicPartition) -> Partition:
         """The partition, opened once and kept. Raises TopicNotFound."""
+        while True:
+            topic = self._topic_of(tp)
+            found = self._opened.get(tp)
+            if found is not None and not found.is_deleted:
+                return found
+            with self._mutex:
+                found = self._opened.get(tp)
+                if found is None or found.is_deleted:
+                    opened = self._opened[tp] = self._open(tp)
+                    if found is not None:
+                        found.close()
+                    found = opened
+            if (
+                self.catalogue.stamp(tp.topic) == topic.stamp
+            ):  # or what was opened may be of the next topic of that name
+                return found
+
+    @contextmanager
+    def borrowed(self, tp: TopicPartition) -> Generator[Partition]:
+        """The partition, for a look. It is not kept open if it was not: there may be more than files can be open."""
+        self._topic_of(tp)
         found = self._opened.get(tp)
-        return found if found is not None else self._open(tp)
+        if found is not None and not found.is_deleted:
+            yield found
+            return
+        opened = self._open(tp)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    def _topic_of(self, tp: TopicPartition) -> Topic:
+        topic = self.get(tp.topic)
+        if not 0 <= tp.partition < topic.partitions:
+            raise TopicNotFound(f"topic {tp.topic!r} has partitions 0 to {topic.partitions - 1}, not {tp.partition}")
+        return topic
 
     def _open(self, tp: TopicPartition) -> Partition:
-        count = self.count(tp.topic)
-        if not 0 <= tp.partition < count:
-            raise TopicNotFound(f"topic {tp.topic!r} has partitions 0 to {count - 1}, not {tp.partition}")
-        with self._mutex:
-            found = self._opened.get(tp)
-            if found is None:
-                directory = names.partition(names.topic(self.root, tp.topic), tp.partition)
-                recovered = partial(self._recovered, tp)
-                found = Partition(self.files, directory, str(tp), partial(self._wake, tp.topic), recovered)
-                self._opened[tp] = found
-            return found
+        partition = Partition(
+            self.files,
+            names.partition(names.topic(self.root, tp.topic), tp.partition),
+            str(tp),
+            partial(self._wake, tp.topic),
+            partial(self._recovered, tp),
+            altered=partial(self._altered, tp.topic),
+        )
+        partition.is_dirty_for_good = not self._syncs
+        return partition
+
+    def _altered(self, name: str) -> int | None:
+        """The settings of a topic may have changed: tell who publishes to it. Called under an append lock."""
+        known, found = self._topics.get(name), self.catalogue.read(name)
+        if found != known:
+            self._tell(name)
+        size = found.given.get("segment_bytes") if found is not None else None
+        return size if isinstance(size, int) else None
 
     def _recovered(self, tp: TopicPartition, end: int) -> list[str]:
         # Whoever created the topic may have died before it was durable, and nothing that is published to it would be.

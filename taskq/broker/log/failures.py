@@ -23,9 +23,9 @@ def storage_error(what: str, where: str, error: OSError) -> BrokerError:
     if is_out_of_files(error):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         return BrokerUnavailable(
-            f"{what}: too many open files: this process may have {soft}. Raise that with `ulimit -n` or RLIMIT_NOFILE (up "
-            f"to {hard} without more rights) or use fewer partitions; nothing is lost, and it works again when some are "
-            "closed"
+            f"{what}: too many open files: this process may have {soft}. Raise that with `ulimit -n` or RLIMIT_NOFILE "
+            f"(up to {hard} without more rights) or use fewer partitions; nothing is lost, and it works again when "
+            "some are closed"
         )
     if error.errno in _FULL:
         return StorageFull(f"{what}: {error.strerror}; free space in {where} and try again")

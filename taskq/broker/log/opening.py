@@ -69,7 +69,7 @@ def _map(files: Files, directory: str, head_fd: int) -> Head:
 
 
 def change_head(files: Files, directory: str, change: Callable[[Head], None]) -> None:
-    """Call `change` under the append lock with the head of the partition in `directory`, if anybody can have it open."""
+    """Call `change`, under the append lock, with the head of a partition, if anybody can have it open."""
     try:
         head_fd = open_lockable(files, names.head(directory))
     except FileNotFoundError:

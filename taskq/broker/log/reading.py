@@ -1,4 +1,4 @@
-"""A partition as those see it who only look: where it begins and ends, how large it is, what is in it. Takes no lock."""
+"""A partition as those see it who only look: where it begins and ends, how large it is, what is in it. No locks."""
 
 from __future__ import annotations
 

@@ -236,7 +236,6 @@ def test_what_is_removed_is_remembered_before(open_partition: OpenPartition, tmp
     assert appends.append(sent(0, b"early")) == 0  # one that has been idle meanwhile
     for path, raw in kept.items():
         path.write_bytes(raw)
-    (tmp_path / "unrelated.snapshot").unlink()
     late.close()
     appends.close()
 

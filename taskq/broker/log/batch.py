@@ -187,14 +187,15 @@ def check_crc(buffer: bytes | memoryview, position: int, header: BatchHeader) ->
 
 
 def decode_batches(
-    buffer: bytes, start: int, offset: int, limit: int, records_max: int
+    buffer: bytes, start: int, offset: int, limit: int, records_max: int, *, is_sought: bool = True
 ) -> tuple[list[Record], int, int]:
     """Decode whole batches from `buffer`, beginning at byte `start`, while they are below offset `limit`.
 
-    `offset` is where the caller stands: it must lie in the batch at `start`, and records below it are left out. Stops
-    at a batch that is not all there, or when `records_max` records have come. Returns (records, byte after the last
-    batch, offset after the last batch). Raises BadBatch on damage, unless sound batches came before it: those are
-    returned, and the next call raises.
+    `offset` is where the caller stands: it must lie in the batch at `start`, and records below it are left out; unless
+    `is_sought`, that batch must begin with it, as every later one must begin where the one before ended: the CRC leaves
+    the base offset out, so nothing else would show that one is off. Stops at a batch that is not all there, or when
+    `records_max` records have come. Returns (records, byte after the last batch, offset after the last batch). Raises
+    BadBatch on damage, unless sound batches came before it: those are returned, and the next call raises.
     """
     records: list[Record] = []
     position, end = start, len(buffer)
@@ -214,10 +215,13 @@ def decode_batches(
                 or last_delta < count - 1
                 or count < 1
                 or crc_of(view[position + CRC_START : stop]) != crc
-                or not base <= next_offset <= base + last_delta
+                or (
+                    base != next_offset
+                    and not (position == start and is_sought and 0 < next_offset - base <= last_delta)
+                )
                 or attributes & _UNUSUAL
             ):
-                _refuse(buffer, position, next_offset)
+                _refuse(buffer, position, next_offset, position == start and is_sought)
             elif (
                 count == 1
                 and (opening := lone.get(length) or _lone_opening(length))
@@ -258,12 +262,12 @@ def _lone_opening(length: int) -> bytes:
     return b""
 
 
-def _refuse(buffer: bytes, position: int, next_offset: int) -> None:
+def _refuse(buffer: bytes, position: int, next_offset: int, is_sought: bool) -> None:
     """Raise BadBatch with what is wrong with the batch at `position`; return if it is only to be passed over."""
     header = read_header(buffer, position)
     check_crc(buffer, position, header)
     last = header.base_offset + header.last_offset_delta
-    if not header.base_offset <= next_offset <= last:
+    if header.base_offset != next_offset and not (is_sought and header.base_offset < next_offset <= last):
         raise BadBatch(position, f"offsets {header.base_offset} to {last} where {next_offset} is due")
     if header.attributes & _COMPRESSION_MASK:
         raise BadBatch(position, f"compression type {header.attributes & _COMPRESSION_MASK} is not supported here")
@@ -281,7 +285,7 @@ def _decode_records(
     """
     new, record_type, add, startswith = tuple.__new__, Record, out.append, buffer.startswith
     openings, varints, table_size = OPENINGS, VARINTS, VARINT_TABLE_SIZE
-    begin, had = position, len(out)
+    begin, had, is_dense = position, len(out), True
     try:
         for index in range(count):
             size = buffer[position]
@@ -303,12 +307,24 @@ def _decode_records(
                         add(new(record_type, (base + index, base_ts, None, buffer[value_start : record_end - 1], ())))
                     continue
             record, position = decode_record(buffer, position, base, base_ts)
+            is_dense = is_dense and record.offset == base + index
             if record.offset >= first:
                 add(record)
         if position != stop:
             raise BadBatch(begin, f"records end at byte {position}, the batch at {stop}")
+        if not is_dense:
+            _check_offsets(read_header(buffer, begin - HEADER_BYTES), begin, out[had:])
     except (IndexError, UnicodeDecodeError, BadBatch) as error:
         del out[had:]  # a batch is served whole or not at all
         if isinstance(error, BadBatch):
             raise
         raise BadBatch(begin, f"records run past their batch or are not UTF-8 where they must be: {error}") from error
+
+
+def _check_offsets(header: BatchHeader, position: int, records: Sequence[Record]) -> None:
+    """Of a batch with gaps between its records: raises BadBatch unless they ascend and are the batch's own."""
+    last = header.base_offset - 1
+    for record in records:
+        if not last < record.offset < header.next_offset:
+            raise BadBatch(position, f"a record of offset {record.offset} after {last}, before {header.next_offset}")
+        last = record.offset

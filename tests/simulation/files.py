@@ -227,6 +227,12 @@ class SimFiles:
     def size_of(self, path: str) -> int:
         return self._real.size_of(path)
 
+    def stamp(self, path: str) -> tuple[int, int]:
+        return self._real.stamp(path)
+
+    def identity(self, fd: int) -> tuple[int, int]:
+        return self._real.identity(fd)
+
     def mkfifo(self, path: str) -> None:
         raise NotImplementedError("nobody here waits for records")
 

@@ -36,6 +36,7 @@ class Cursor:
         "_fd",
         "_files",
         "_head",
+        "_is_sought",
         "_is_strict",
         "_position",
         "_segment_base",
@@ -51,6 +52,8 @@ class Cursor:
         self.skipped = 0
         """How many offsets were passed over because the log begins after them. Whoever counts them sets it back."""
         self._is_strict = is_strict
+        self._is_sought = True
+        """Whether nothing has been read since `_seek`: only then may `offset` lie inside of the next batch."""
         self._files = files
         self._directory = directory
         self._head = head
@@ -74,14 +77,16 @@ class Cursor:
                 self._next_segment(len(buffer))
                 continue
             try:
-                records, consumed, next_offset = decode_batches(buffer, 0, self.offset, end, records_max)
+                records, consumed, next_offset = decode_batches(
+                    buffer, 0, self.offset, end, records_max, is_sought=self._is_sought
+                )
             except BadBatch as bad:
                 raise self._damaged(bad.position, bad.reason) from None
             if not consumed:
                 want = self._size_of_next(buffer)
                 continue
             self._position += consumed
-            self.offset = next_offset
+            self.offset, self._is_sought = next_offset, False
             if consumed * 2 > want:
                 self._want = want * 4
             elif consumed * 8 < want:
@@ -108,6 +113,7 @@ class Cursor:
 
     def _seek(self) -> None:
         """Open the segment that holds `offset`, and find the batch that does."""
+        self._is_sought = True
         for _ in range(_TRIES):
             try:
                 self._open_at_offset()
@@ -246,4 +252,4 @@ class SkippingCursor(Cursor):
         path = names.log(self._directory, self._segment_base) if self._fd >= 0 else self._directory
         position = self._position if self._fd >= 0 else 0
         self._lost(Lost(path, position, size, self.offset, next_offset, reason))
-        self.offset = next_offset
+        self.offset, self._is_sought = next_offset, True

@@ -25,10 +25,13 @@ def command() -> None:
 
 
 @command.command(name="verify")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(), required=False)
+@options.broker
 @options.as_json
-def verify_log(path: str, as_json: bool) -> None:
+def verify_log(path: str | None, broker: str | None, as_json: bool) -> None:
     """Check everything in PATH: a data directory, a topic's or a partition's directory, or one .log file.
+
+    Without PATH, the broker's data directory.
 
     Changes nothing, and may run while others publish and work. Says which file is damaged at which byte, and what is
     lost by that. Exit code 1 if anything is damaged. Warnings are of what heals by itself.
@@ -36,15 +39,26 @@ def verify_log(path: str, as_json: bool) -> None:
     from taskq.broker.log.files import RealFiles
     from taskq.broker.log.verify import verify
 
-    files = RealFiles()
-    with _progress(files, path) as progress:
-        found = verify(files, path, progress)
+    files, where = RealFiles(), path or _data_directory(broker)
+    with _progress(files, where) as progress:
+        found = verify(files, where, progress)
     if as_json:
         show_json(_as_json(found))
     else:
         _show(found)
     if found.is_damaged:
         raise click.exceptions.Exit(1)
+
+
+def _data_directory(broker: str | None) -> str:
+    """The directory of the broker that is configured."""
+    from taskq.cli.brokers import settings_of
+    from taskq.config import broker_path
+
+    url = settings_of(broker).broker
+    if not url.startswith("file:"):
+        raise click.UsageError(f"the broker {url} has no data directory; name a PATH")
+    return str(broker_path(url))
 
 
 @contextmanager
@@ -92,24 +106,29 @@ def _said(one: Finding) -> str:
 
 
 @command.command(name="dump")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(), required=False)
 @click.option("--records", is_flag=True, help="Show the records too: an invocation's task, id and arguments.")
 @click.option("--skip", is_flag=True, help="Pass over damage, and say what is lost by it. Else it ends there.")
 @click.option("--offset", type=click.IntRange(0), default=0, metavar="N", help="Begin at this offset.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="End after N batches, or with --records N records.")
+@options.broker
 @options.as_json
-def dump_log(path: str, records: bool, skip: bool, offset: int, limit: int | None, as_json: bool) -> None:
+def dump_log(
+    path: str | None, records: bool, skip: bool, offset: int, limit: int | None, broker: str | None, as_json: bool
+) -> None:
     """Print what is in PATH: a data directory, a topic's or a partition's directory, or one file.
 
-    Changes nothing, and may run while others publish and work. Nothing is unpickled.
+    Without PATH, the broker's data directory. Changes nothing, and may run while others publish and work. Nothing is
+    unpickled.
     """
     from taskq.broker.log.dump import Dump
     from taskq.broker.log.files import RealFiles
     from taskq.cli.batches import Enough, JsonPrinter, TextPrinter
 
+    where = path or _data_directory(broker)
     printer = (JsonPrinter if as_json else TextPrinter)(records, limit)
     try:
         with printer:
-            Dump(RealFiles(), printer.batch, printer.lost if skip else None, offset, records).run(path)
+            Dump(RealFiles(), printer.batch, printer.lost if skip else None, offset, records).run(where)
     except Enough:
         return

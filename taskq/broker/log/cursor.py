@@ -211,8 +211,8 @@ class SkippingCursor(Cursor):
         while self.offset < end:
             header = sound_batch(self._files, self._fd, self._position, limit)
             if header is None or header.base_offset > self.offset:
-                found = after_damage(self._files, self._fd, self._position, self._segment_base, limit)
-                if found is None or found[1].base_offset >= end:
+                found = after_damage(self._files, self._fd, self._position, self._segment_base, limit, end)
+                if found is None:
                     return False
                 if found[1].base_offset > self.offset:
                     self._lose(found[0] - self._position, found[1].base_offset, reason)

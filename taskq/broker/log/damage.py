@@ -32,21 +32,28 @@ def sound_batch(files: Files, log_fd: int, position: int, limit: int) -> BatchHe
     return header
 
 
-def after_damage(files: Files, log_fd: int, position: int, offset: int, limit: int) -> tuple[int, BatchHeader] | None:
+def after_damage(
+    files: Files, log_fd: int, position: int, offset: int, limit: int, end: int | None
+) -> tuple[int, BatchHeader] | None:
     """The first batch from byte `position` up to `limit` that can be relied on and holds offsets from `offset` on.
 
-    None if there is none. What is at `position` is not what is due there.
+    None if there is none. What is at `position` is not what is due there. `end` is the offset at which the log goes on
+    behind `limit`, if that is known.
     """
+
+    def is_due(header: BatchHeader) -> bool:
+        return header.base_offset >= offset and (end is None or header.next_offset <= end)
+
     here = sound_batch(files, log_fd, position, limit)
-    if here is not None and here.base_offset >= offset and _goes_on(files, log_fd, position, here, limit):
+    if here is not None and is_due(here) and _goes_on(files, log_fd, position, here, limit):
         return position, here
     promised = _promised(files, log_fd, position, limit)
-    if promised is not None and promised[1].base_offset >= offset:
+    if promised is not None and is_due(promised[1]):
         return promised
     found = next_sound_batch(files, log_fd, position + 1, offset)
     while found is not None:
         at, header = found
-        if at + header.size <= limit and _goes_on(files, log_fd, at, header, limit):
+        if at + header.size <= limit and is_due(header) and _goes_on(files, log_fd, at, header, limit):
             return found
         found = next_sound_batch(files, log_fd, at + 1, offset)
     return None
@@ -108,7 +115,7 @@ def walk(
                     )
                 )
             return scanned
-        found = after_damage(files, log_fd, position, due, size)
+        found = after_damage(files, log_fd, position, due, size, next_offset)
         if found is None:
             damaged(Lost(path, position, limit - position, due, next_offset, reason))
             return scanned

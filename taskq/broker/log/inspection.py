@@ -147,8 +147,7 @@ def _segments(look: Look, view: View) -> None:
         look.findings.append(Finding(DAMAGE, path, what, None, None, view.start, last))
     for base in view.bases:
         if look.end is not None and base < look.end and view.goes_on_at(look.end):
-            what = "not part of the log any more: compaction has put what it holds into the segment before it"
-            look.say(INFORMATION, names.log(look.directory, base), what)
+            _merged(look, view, base)
             continue
         try:
             _segment(look, view, base)
@@ -161,6 +160,27 @@ def _segments(look: Look, view: View) -> None:
         path = names.log(look.directory, view.bases[-1])
         what = "the log ends here, though more had been on stable storage (the checkpoint says so)"
         look.findings.append(Finding(DAMAGE, path, what, None, None, ended, end))
+
+
+def _merged(look: Look, view: View, base: int) -> None:
+    """A segment whose offsets the one before it has too: compaction has merged them, and will remove this one."""
+    path, lost = names.log(look.directory, base), list[Lost]()
+    try:
+        log_fd = look.files.open(path, write=False)
+    except FileNotFoundError:
+        return
+    try:
+        size = look.files.size(log_fd)
+        ended = walk(look.files, log_fd, path, (0, base), lambda at, header: None, lost.append, size, None)
+    finally:
+        look.files.close(log_fd)
+    look.findings += [Finding.of(one) for one in lost]
+    if not lost and view.goes_on_at(ended.next_offset):
+        what = "merged into the segment before it by compaction, which is about to remove it"
+        look.say(INFORMATION, path, what)
+    elif not lost:
+        what = f"it ends at offset {ended.next_offset - 1}, and the log does not go on there"
+        look.findings.append(Finding(DAMAGE, path, what, size))
 
 
 def _promised_end(view: View) -> int:
@@ -195,7 +215,7 @@ def _segment(look: Look, view: View, base: int) -> None:
     is_last = base == view.bases[-1]
     for one in lost:
         look.findings.append(_torn_tail(view, one) if is_last and _is_torn_tail(view, one) else Finding.of(one))
-    if next_base is not None and not view.goes_on_at(ended.next_offset):
+    if next_base is not None and ended.next_offset > next_base and not view.goes_on_at(ended.next_offset):
         what = f"it goes on to offset {ended.next_offset - 1}, where the log goes on with {next_base} after it"
         look.findings.append(Finding(DAMAGE, path, what, ended.position))
     if not is_last and not lost:

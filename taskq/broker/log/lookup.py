@@ -71,18 +71,24 @@ def rebuild(files: Files, directory: str, base: int, log_fd: int) -> IndexBuilde
     with suppress(OSError):  # a full disk, or a directory that we may only read: what was found serves all the same
         write_whole(files, names.index(directory, base), bytes(builder.index))
         write_whole(files, names.timeindex(directory, base), bytes(builder.time_index))
-        _leave_nothing_behind(files, directory, base)
+        if not _is_still(files, path, log_fd):
+            _remove_indexes(files, directory, base)
     return builder
 
 
-def _leave_nothing_behind(files: Files, directory: str, base: int) -> None:
-    """Remove the indexes again if the segment has been removed meanwhile."""
+def _is_still(files: Files, path: str, log_fd: int) -> bool:
+    """Whether the file of this name is the one that is open: retention or compaction may have come in between."""
     try:
-        files.size_of(names.log(directory, base))
+        return files.size_of(path) == files.size(log_fd)
     except FileNotFoundError:
-        for path in (names.index(directory, base), names.timeindex(directory, base)):
-            with suppress(FileNotFoundError):
-                files.unlink(path)
+        return False
+
+
+def _remove_indexes(files: Files, directory: str, base: int) -> None:
+    """They were made for a segment that is gone, or is another one now."""
+    for path in (names.index(directory, base), names.timeindex(directory, base)):
+        with suppress(FileNotFoundError):
+            files.unlink(path)
 
 
 def _read(files: Files, path: str) -> bytes:

@@ -221,11 +221,8 @@ def _lease(files: Files, root: str, of: tuple[str, str, int], end: int | None) -
         raw = read_whole(files, path)
     except FileNotFoundError:
         return None
-    slots = [
-        raw[at : at + offsets.SLOT_BYTES] for at in (offsets.OWNER_BYTES, offsets.OWNER_BYTES + offsets.SLOT_BYTES)
-    ]
-    written = [slot for slot in slots if slot.strip(b"\0")]
-    sound = [slot for slot in written if offsets.read(bytes(offsets.OWNER_BYTES) + slot)[1] is not None]
+    written = [at for at in offsets.SLOT_POSITIONS if raw[at : at + offsets.SLOT_BYTES].strip(b"\0")]
+    torn = [at for at in written if not _is_sound_commit(raw[at : at + offsets.SLOT_BYTES])]
     _, committed, _ = offsets.read(raw)
     if committed is None:
         if not written:
@@ -237,8 +234,11 @@ def _lease(files: Files, root: str, of: tuple[str, str, int], end: int | None) -
     if end is not None and committed.offset > end:
         what = f"group {group} has committed offset {committed.offset} of {topic}/{number}, which ends at {end}"
         return Finding(DAMAGE, path, what)
-    if len(sound) < len(written):
-        at = offsets.OWNER_BYTES + offsets.SLOT_BYTES * slots.index(next(one for one in written if one not in sound))
-        what = f"a commit of group {group} is torn or damaged: the one before it holds, offset {committed.offset}"
-        return Finding(WARNING, path, what, at, offsets.SLOT_BYTES)
+    if torn:
+        what = f"a commit of group {group} is torn or damaged: of those that are not, offset {committed.offset} holds"
+        return Finding(WARNING, path, what, torn[0], offsets.SLOT_BYTES)
     return None
+
+
+def _is_sound_commit(slot: bytes) -> bool:
+    return offsets.read(bytes(offsets.OWNER_BYTES) + slot)[1] is not None

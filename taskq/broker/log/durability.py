@@ -14,7 +14,7 @@ import threading
 
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
-from taskq.broker.log.head import NAMED, NOTICE, SYNCED, Head, Notice
+from taskq.broker.log.head import NAMED, NOTICE, RECOVERIES, SYNCED, Head, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
 from taskq.broker.log.segment import ActiveSegment
 from taskq.errors import StorageError
@@ -29,7 +29,7 @@ class Syncer:
     it waits for the sync lock and for nothing else.
     """
 
-    __slots__ = ("_directory", "_fd", "_files", "_head", "_name", "mutex")
+    __slots__ = ("_directory", "_durable", "_fd", "_files", "_head", "_name", "_recoveries", "mutex")
 
     def __init__(self, files: Files, directory: str, name: str, head: Head) -> None:
         self._files = files
@@ -37,6 +37,8 @@ class Syncer:
         self._name = name
         self._head = head
         self._fd = -1
+        self._recoveries: int = head.words[RECOVERIES]
+        self._durable = 0
         self.mutex = threading.Lock()
 
     def sync(self, segment: ActiveSegment, wanted: int) -> None:
@@ -44,25 +46,48 @@ class Syncer:
 
         Raises SyncFailed, then for good; StorageError if it could not be tried.
         """
-        words = self._head.words
         with self.mutex:
-            if words[SYNCED] >= wanted:
-                return
-            self._lock()
-            try:
-                if words[SYNCED] >= wanted:
-                    return
-                if words[NOTICE] & Notice.FAILED:
-                    raise SyncFailed(f"{self._name}: an fsync failed in another process; {_REFUSED}")
-                state = self._head.state()
-                if state.segment_base != segment.base:
-                    return  # ours is in a segment that has been closed: it was synced then
-                self.sync_log(segment)
-                if not words[NAMED]:  # the file may be new, by whomever: its name must last as well
-                    self.sync_name()
-                words[SYNCED] = max(words[SYNCED], state.next_offset)
-            finally:
-                unlock(self._fd)
+            if not self.is_durable(wanted):
+                self._lock()
+                try:
+                    self._check_repairs()
+                    if not self.is_durable(wanted):
+                        self._sync(segment)
+                finally:
+                    unlock(self._fd)
+                self._check_repairs()
+                self._durable = max(self._durable, wanted)
+
+    def is_durable(self, end: int) -> bool:
+        """Whether all that this process has appended below offset `end` is known to be on stable storage."""
+        if end > self._durable:
+            words = self._head.words
+            # In this order: a repair raises `synced` last, and also over what could not be read any more.
+            if words[SYNCED] < end or words[RECOVERIES] != self._recoveries:
+                return False
+            self._durable = end
+        return True
+
+    def _check_repairs(self) -> None:
+        if self._head.words[RECOVERIES] != self._recoveries:
+            raise SyncFailed(f"{self._name}: an fsync failed, and another process has repaired the log. {_LOST}")
+
+    def _sync(self, segment: ActiveSegment) -> None:
+        words = self._head.words
+        if words[NOTICE] & Notice.FAILED:
+            raise SyncFailed(f"{self._name}: an fsync failed in another process; {_REFUSED}")
+        state = self._head.state()
+        if state.segment_base != segment.base:
+            return  # ours is in a segment that has been closed: it was synced then
+        self.sync_log(segment)
+        if not words[NAMED]:  # the file may be new, by whomever: its name must last as well
+            self.sync_name()
+        words[SYNCED] = max(words[SYNCED], state.next_offset)
+
+    def begin(self, appended: int) -> None:
+        """This process is about to append again; `appended` is where its last append ended. Under the append lock."""
+        if self.is_durable(appended):  # no repair so far was at its cost
+            self._recoveries = self._head.words[RECOVERIES]
 
     def sync_log(self, segment: ActiveSegment) -> None:
         """Sync the bytes of `segment`. Raises SyncFailed, and tells all other processes."""

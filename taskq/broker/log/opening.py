@@ -55,10 +55,9 @@ def open_head(files: Files, directory: str, name: str, recovered: Callable[[int]
 
 
 def _map(files: Files, directory: str, head_fd: int) -> Head:
-    if files.size(head_fd) < HEAD_BYTES:
-        # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
-        if files.pwrite(head_fd, bytes(HEAD_BYTES), 0) != HEAD_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
+    if files.size(head_fd) < HEAD_BYTES and files.pwrite(head_fd, bytes(HEAD_BYTES), 0) != HEAD_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     mapped_fd = files.open(names.head(directory))  # another one than what is locked: see locks.py
     try:
         if files.identity(mapped_fd) != files.identity(head_fd):
@@ -115,8 +114,20 @@ def clean_up(files: Files, directory: str, name: str, head: Head, state: HeadSta
     log_fd = files.open(names.log(directory, state.segment_base), create=True)
     try:
         excess = files.size(log_fd) - state.position
-        files.truncate(log_fd, state.position)
+        cut_tail(files, log_fd, head, state.position)
     finally:
         files.close(log_fd)
-    head.abandon()
     _log.warning("%s: a writer died while appending; cut %d bytes it left", name, excess)
+
+
+def cut_tail(files: Files, log_fd: int, head: Head, position: int) -> None:
+    """Cut what an append left past `position`, for good: after a power cut it must not stand in the place of what is
+    appended next. Call under the append lock.
+    """
+    files.truncate(log_fd, position)
+    try:
+        files.sync(log_fd)
+    except OSError:
+        head.words[NOTICE] |= Notice.FAILED
+        raise
+    head.abandon()

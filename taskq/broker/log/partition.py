@@ -40,7 +40,7 @@ from taskq.broker.log.head import (
 )
 from taskq.broker.log.index import INDEX_INTERVAL_BYTES
 from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, unlock
-from taskq.broker.log.opening import clean_up, open_head
+from taskq.broker.log.opening import clean_up, cut_tail, open_head
 from taskq.broker.log.reading import PartitionView
 from taskq.broker.log.segment import OPEN, ActiveSegment
 from taskq.broker.port import WouldBlock
@@ -185,12 +185,11 @@ class Partition(PartitionView):
         """Take back an append that failed: the log ends where it ended before, or refuses further writes."""
         self._generation = -1  # what is cached may be wrong: the next append reads the head again
         try:
-            self._files.truncate(segment.log_fd, self._position)
+            cut_tail(self._files, segment.log_fd, self._head, self._position)
         except OSError as second:
             # `intent` stays ahead of the generation, so whoever appends next cuts the tail first.
             self._failure = StorageError(f"{self.name}: {error.strerror}, and the tail can't be cut: {second.strerror}")
             return self._failure
-        self._head.abandon()
         failure = storage_error(self.name, self._directory, error)
         if isinstance(failure, StorageError):
             self._failure = failure
@@ -223,6 +222,7 @@ class Partition(PartitionView):
         self._steady = Steady.of(state)
         self._position, self._next_offset = state.position, state.next_offset
         self._generation = self._words[GENERATION]
+        self._syncer.begin(self._appended)
 
     def _open_segment(self, base: int) -> None:
         """Append to segment `base` from now on."""
@@ -269,7 +269,7 @@ class Partition(PartitionView):
     @property
     def needs_sync(self) -> bool:
         """Whether something that this process has appended may not be on stable storage, and can still be synced."""
-        return self._appended > self._words[SYNCED] and self._failure is None and not self.is_deleted
+        return not self._syncer.is_durable(self._appended) and self._failure is None and not self.is_deleted
 
     def sync(self) -> None:
         """Return once everything this process has appended is on stable storage. Raises StorageError, then for good.
@@ -279,7 +279,7 @@ class Partition(PartitionView):
         if self._failure is not None:
             raise self._failure
         segment, wanted = self._segment, self._appended
-        if segment is None or wanted <= self._words[SYNCED]:
+        if segment is None or self._syncer.is_durable(wanted):
             return
         try:
             self._syncer.sync(self._segment or segment, wanted)
@@ -304,7 +304,8 @@ class Partition(PartitionView):
         """Refuse writes from here on, in every process."""
         self._failure = failure
         with suppress(BrokerError), self.locked():
-            self._head.notify(Notice.FAILED)
+            if self._words[NOTICE] & Notice.FAILED:  # else it has been repaired already, at our cost
+                self._head.notify(Notice.FAILED)
 
     def _write_checkpoint(self) -> None:
         """Note how far the log is sound and synced. What goes wrong costs recovery a longer scan, nothing else."""

@@ -72,7 +72,8 @@ from taskq.broker.log.partition import Partition
 from taskq.broker.log.batch import encode_one
 class Files(RealFiles):
     def sync_directory(self, path):
-        os.kill(os.getpid(), 9)
+        if len([name for name in os.listdir(path) if name.endswith(".log")]) == 2:
+            os.kill(os.getpid(), 9)
 partition = Partition(Files(), sys.argv[1], "feed/0", lambda bits: None, lambda end: (), segment_bytes_max=700)
 for number in range(100):
     partition.append(encode_one(b"%d" % number, None, (), 1), 1, 1)

@@ -45,7 +45,6 @@ class SimFiles:
 
     pread = staticmethod(os.pread)
     listdir = staticmethod(os.listdir)
-    identity = staticmethod(getattr(RealFiles, "identity", None))
 
     def __init__(self, disk: Disk, fate: Fate) -> None:
         self._real = RealFiles()

@@ -33,6 +33,8 @@ class Process:
         """The last offsets of what this process has appended since it last synced, by partition."""
         self.has_failed = False
         """Whether it has raised for what failed here or elsewhere."""
+        self.repairs_before = 0
+        """How many repairs there had been when it started."""
 
     @property
     def directory(self) -> DataDirectory:

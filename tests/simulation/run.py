@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from taskq.broker.log import offsets, partition
+import pytest
+
 from tests.simulation.world import Counts, World
 
 CUTS_MAX = 4
@@ -21,14 +22,15 @@ CUTS_MAX = 4
 def small_measures() -> Iterator[None]:
     """Write a checkpoint every few records, sync every few commits, and let recovery be silent: all is normal here."""
     log = logging.getLogger("taskq.log")
-    before = partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX, log.level
-    partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX = 1000, 4
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        partition.CHECKPOINT_BYTES, offsets.COMMITS_UNSYNCED_MAX, level = before
-        log.setLevel(level)
+    level = log.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("taskq.broker.log.partition.CHECKPOINT_BYTES", 1000)
+        patch.setattr("taskq.broker.log.offsets.COMMITS_UNSYNCED_MAX", 4)
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 @contextmanager

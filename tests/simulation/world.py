@@ -132,7 +132,7 @@ class World:
             self._end(process)
         except (StorageError, StorageFull, BrokerUnavailable, CorruptLog, OSError) as error:
             self._say(f"   {process.name}: {type(error).__name__}: {error}")
-            if not process.has_failed and not process.files.faults and not self._is_anything_suspect():
+            if not process.files.faults and not self._may_fail(process):
                 raise Wrong(f"{process.name} fails, and nothing else did: {error!r}") from error
             process.has_failed = True  # it may refuse from here on, whatever others do
             self._note_failures()
@@ -140,8 +140,10 @@ class World:
                 self._end(process)
         self._note_failures()
 
-    def _is_anything_suspect(self) -> bool:
-        return any(model.is_suspect for model in self.partitions.values())
+    def _may_fail(self, process: Process) -> bool:
+        """Whether something has failed elsewhere that this process must hear of, or has heard of before."""
+        is_suspect = any(model.is_suspect for model in self.partitions.values())
+        return is_suspect or process.has_failed or self.counts.repairs > process.repairs_before
 
     def _note_failures(self) -> None:
         """Logs whose fsync failed are suspect until they are repaired."""
@@ -162,6 +164,7 @@ class World:
         mode = self.rng.choice(("fsync", "fsync", "interval", "os"))
         process = Process(f"p{self._named}", mode, self.disk, self.fate, self._segment_bytes)
         self._say(f"{process.name} starts, durability {mode}, segments of {self._segment_bytes} bytes")
+        process.repairs_before = self.counts.repairs
         self.processes.append(process)
 
     def _end(self, process: Process) -> None:

@@ -15,8 +15,8 @@ What must be true after a power cut:
   before the next (replacement.py), and how far a pass has come is written when all of it is done.
 - What idempotent producers sent is in a snapshot before it is touched (idempotence.remember).
 
-At damage a pass stops: the damaged segment and all after it are left as they are until its file has been changed or
-replaced, and every report says so.
+At damage a pass stops: the damaged segment and all after it are left as they are until there is a sound batch again at
+the place of the damage, and every report says so.
 
 A record without a key, from when the topic was not compacted, stays.
 
@@ -35,6 +35,7 @@ from attrs import asdict, define, evolve, frozen
 
 from taskq.broker.log import names, replacement
 from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, check_crc, encode_batch, read_header
+from taskq.broker.log.damage import sound_batch
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files, read_whole, write_whole
 from taskq.broker.log.head import HeadState
@@ -99,7 +100,7 @@ class _Progress:
     tombstone_ms: int = _NEVER
     """The timestamp of the oldest tombstone below `cleaned`."""
     stopped: tuple[int, int] | None = None
-    """Base and size of a segment that is damaged."""
+    """Base of a segment that is damaged, and the byte at which it is."""
     damage: str = ""
 
 
@@ -153,7 +154,7 @@ def _compact(files: Files, partition: Partition, settings: CompactionSettings, n
     state = partition.head.state()
     progress = _read_progress(files, directory)
     segments = _closed_segments(files, directory, state)
-    usable = _before_damage(segments, progress)
+    usable = _before_damage(files, directory, segments, progress)
     if len(usable) == len(segments):
         progress = evolve(progress, stopped=None, damage="")
     due_ms = now_ms - settings.delete_retention_ms
@@ -173,14 +174,14 @@ def _compact(files: Files, partition: Partition, settings: CompactionSettings, n
         try:
             done.append(_replace(files, partition, [segment], work.keeps))
         except BadBatch as bad:
-            stopped = _Damaged(segment, str(bad))
+            stopped = _Damaged(segment, bad)
             break
     joined = _join(files, partition, done, settings.segment_bytes)
     if stopped is None or stopped.segment.base >= work.limit:
         progress = evolve(progress, cleaned=work.limit, tombstone_ms=work.oldest_tombstone_ms)
     if stopped is not None:
-        damage = f"{names.log(directory, stopped.segment.base)}: {stopped.reason}"
-        progress = evolve(progress, stopped=(stopped.segment.base, stopped.segment.size), damage=damage)
+        damage = f"{names.log(directory, stopped.segment.base)}: {stopped.what}"
+        progress = evolve(progress, stopped=(stopped.segment.base, stopped.what.position), damage=damage)
     _write_progress(files, directory, progress)
     return CompactionReport(
         directory,
@@ -200,7 +201,7 @@ def _compact(files: Files, partition: Partition, settings: CompactionSettings, n
 @frozen
 class _Damaged:
     segment: _Segment
-    reason: str
+    what: BadBatch
 
 
 def _closed_segments(files: Files, directory: str, state: HeadState) -> list[_Segment]:
@@ -210,14 +211,21 @@ def _closed_segments(files: Files, directory: str, state: HeadState) -> list[_Se
     return [_Segment(base, end, files.size_of(names.log(directory, base))) for base, end in pairwise(bases)]
 
 
-def _before_damage(segments: Sequence[_Segment], progress: _Progress) -> list[_Segment]:
-    """The segments before the one that was found to be damaged, if that is still as it was."""
-    usable: list[_Segment] = []
-    for segment in segments:
-        if (segment.base, segment.size) == progress.stopped:
-            break
-        usable.append(segment)
-    return usable
+def _before_damage(
+    files: Files, directory: str, segments: Sequence[_Segment], progress: _Progress
+) -> Sequence[_Segment]:
+    """The segments before the one that was found to be damaged, if it still is."""
+    if progress.stopped is None:
+        return segments
+    base, position = progress.stopped
+    for number, segment in enumerate(segments):
+        if segment.base == base:
+            fd = files.open(names.log(directory, base), write=False)
+            try:
+                return segments if sound_batch(files, fd, position, segment.size) else segments[:number]
+            finally:
+                files.close(fd)
+    return segments
 
 
 def _pays(segments: Sequence[_Segment], progress: _Progress, ratio: float, due_ms: int) -> bool:
@@ -251,7 +259,7 @@ def _note_keys(
                     return None
         except BadBatch as bad:
             work.limit = max(first, segment.base)
-            return _Damaged(segment, str(bad))
+            return _Damaged(segment, bad)
         work.limit = segment.end
     return None
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,9 +16,9 @@ from taskq.broker.log.idempotence import IdempotentAppender
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.port import Message, Record
-from taskq.errors import StorageError, StorageFull, TopicNotFound
+from taskq.errors import TopicNotFound
 from tests.broker.log.conftest import NOW_MS, OpenPartition, verify
-from tests.broker.log.test_partition import read_all, reboot
+from tests.broker.log.test_partition import read_all
 
 FILES = RealFiles()
 EAGER = CompactionSettings(segment_bytes=1 << 20, delete_retention_ms=1000, min_cleanable_dirty_ratio=0.0)
@@ -180,11 +177,38 @@ def test_at_damage_it_stops(open_partition: OpenPartition, tmp_path: Path, where
     again = run(partition)
     assert again.damage == report.damage
     assert not again.has_worked, "nor is it read again and again"
-    path.write_bytes(sound + b"x")  # somebody repairs it, in two steps
-    assert path.name in run(partition).damage
-    path.write_bytes(sound)
+    path.write_bytes(sound)  # somebody repairs it
     assert run(partition).damage == ""
     assert [record.value for record in read_all(partition)] == [b"11-%d" % key * 10 for key in range(5)]
+
+
+def test_damage_in_what_was_clean_holds_tombstones_back(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """The value that a tombstone removes may be in what can't be read now, and can be again later."""
+    partition = open_partition()
+    put(partition, (b"k", b"value"), (b"other", b"value"))
+    partition.roll()
+    assert run(partition).cleaned == 2
+    path = tmp_path / f"{0:020}.log"
+    sound = path.read_bytes()
+    put(partition, (b"k", None))
+    partition.roll()
+    path.write_bytes(sound[:70] + bytes([sound[70] ^ 4]) + sound[71:])
+    assert "byte 0" in run(partition, NOW_MS + 1000).damage
+    path.write_bytes(sound)
+    assert [record[2:4] for record in read_all(partition)] == [(b"k", b"value"), (b"other", b"value"), (b"k", None)]
+    assert run(partition, NOW_MS + 1000).damage == ""
+    assert [record[2:4] for record in read_all(partition)] == [(b"other", b"value")]
+
+
+def test_a_tombstone_past_what_the_map_covers_stays(open_partition: OpenPartition) -> None:
+    partition = open_partition()
+    put(partition, (b"a", b"1"), (b"b", b"1"))
+    put(partition, (b"a", None))
+    partition.roll()
+    assert run(partition, NOW_MS + 1000, keys_max=2).cleaned == 2
+    assert [record[2:4] for record in read_all(partition)] == [(b"a", b"1"), (b"b", b"1"), (b"a", None)]
+    run(partition, NOW_MS + 1000, keys_max=2)
+    assert [record[2:4] for record in read_all(partition)] == [(b"b", b"1")]
 
 
 def test_a_small_map_takes_several_passes(open_partition: OpenPartition, tmp_path: Path) -> None:
@@ -215,163 +239,6 @@ def test_a_deleted_topic_is_left_alone(open_partition: OpenPartition, tmp_path: 
         name: raw for name, raw in before.items() if name.endswith(".log")
     }
     partition.head.words[6] = 0
-
-
-# -- cut short
-
-
-class Cut(BaseException):
-    """The process is gone."""
-
-
-class Faulty(RealFiles):
-    """Of the calls that change something, the n-th is the last: it and all after it do nothing, or fail."""
-
-    def __init__(self, at: int, error: type[BaseException] | None = Cut, code: int = 5) -> None:
-        super().__init__()
-        self.left = at
-        self.error, self.code = error, code
-        self.partly = False
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left == 0 or (self.left < 0 and self.error is Cut):
-            raise Cut if self.error is Cut else OSError(self.code, os.strerror(self.code))
-
-    def pwrite(self, fd: int, data: bytes, position: int, /) -> int:  # type: ignore[override]
-        if self.left == 1 and self.error is Cut:
-            os.pwrite(fd, data[: len(data) // 2], position)  # torn
-        self._count()
-        return os.pwrite(fd, data, position)
-
-    def truncate(self, fd: int, size: int, /) -> None:
-        self._count()
-        os.ftruncate(fd, size)
-
-    def sync(self, fd: int, /) -> None:
-        self._count()
-
-    def sync_directory(self, path: str) -> None:
-        self._count()
-
-    def rename(self, old: str, new: str, /) -> None:  # type: ignore[override]
-        self._count()
-        os.rename(old, new)
-
-    def unlink(self, path: str, /) -> None:  # type: ignore[override]
-        self._count()
-        os.unlink(path)
-
-    def open(self, path: str, *, create: bool = False, write: bool = True) -> int:
-        if create:
-            self._count()
-        return super().open(path, create=create, write=write)
-
-
-def fill(partition: Partition) -> None:
-    appends = IdempotentAppender(FILES, partition, lambda: NOW_MS)
-    for number in range(6):
-        put(partition, *((b"k%d" % key, b"%d" % number * 30) for key in range(3)))
-        appends.append(encode_many([Message(b"p%d" % number, b"p")], NOW_MS, ProducerStamp(1, 0, number)))
-    put(partition, (b"k0", None))
-    partition.roll()
-    appends.close()
-
-
-def outcomes(
-    tmp_path: Path, make: Callable[[int], Faulty], catches: type[BaseException] | tuple[type[BaseException], ...]
-) -> Iterator[tuple[Path, Callable[[], Partition]]]:
-    """Directories of compactions that ended at the 1st, 2nd... operation, until one is not cut short."""
-    at = 0
-    while True:
-        at += 1
-        directory = tmp_path / str(at)
-        directory.mkdir()
-
-        def open_one(files: RealFiles = FILES, directory: Path = directory) -> Partition:
-            return Partition(
-                files, str(directory), "feed/0", lambda bits: None, lambda end: (), segment_bytes_max=SEGMENT_BYTES
-            )
-
-        partition = open_one()
-        fill(partition)
-        files = make(at)
-        try:
-            run(partition, NOW_MS + 9999, files)
-        except catches:
-            yield directory, open_one
-            partition.close()
-        else:
-            partition.close()
-            assert at > 40
-            assert files.left >= 0
-            return
-
-
-def check_after_cut(directory: Path, open_one: Callable[[], Partition], whole: list[Record]) -> None:
-    partition = open_one()
-    verify(directory, partition.end())
-    found = read_all(partition)
-    final = {key: record for key, record in last_of(whole).items() if record.value is not None}
-    assert [record for record in found if record in whole] == found
-    assert {key: record for key, record in last_of(found).items() if record.value is not None} == final
-    for offset in range(0, 26, 5):
-        assert read_all(partition, offset) == [record for record in found if record.offset >= offset]
-    appends = IdempotentAppender(FILES, partition, lambda: NOW_MS)
-    again = encode_many([Message(b"p3", b"p")], NOW_MS, ProducerStamp(1, 0, 3))
-    assert appends.append(again) == 15
-    appends.close()
-    run(partition, NOW_MS + 9999)
-    assert read_all(partition) == sorted(final.values())
-    assert bases(directory) == [0, 25]
-    assert not [name for name in snapshot(directory) if "tmp" in name or name == "merging"]
-    verify(directory, partition.end())
-    partition.close()
-
-
-def whole_log(tmp_path: Path) -> list[Record]:
-    tmp_path.mkdir()
-    partition = Partition(FILES, str(tmp_path), "feed/0", lambda bits: None, lambda end: ())
-    fill(partition)
-    whole = read_all(partition)
-    partition.close()
-    return whole
-
-
-def test_cut_short_at_any_operation_it_leaves_a_log_that_is_whole(tmp_path: Path) -> None:
-    whole = whole_log(tmp_path / "whole")
-    for directory, open_one in outcomes(tmp_path, Faulty, Cut):
-        check_after_cut(directory, open_one, whole)
-
-
-def test_cut_short_and_recovered_the_log_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a reboot, when nothing is appended to the segment that was begun last, recovery gives up that one."""
-    whole = whole_log(tmp_path / "whole")
-    for number, (directory, open_one) in enumerate(outcomes(tmp_path, Faulty, Cut)):
-        if number % 3 == 0:
-            (directory / "checkpoint").unlink()
-        reboot(monkeypatch)
-        recovered = open_one()
-        put(recovered, (b"after", b"a reboot"))
-        put(recovered, (b"after", b"a reboot" * 70))
-        found = read_all(recovered)
-        assert last_of(found)[b"after"].offset == 26
-        values = {key: record for key, record in last_of(found).items() if record.value is not None}
-        assert values == {**{k: r for k, r in last_of(whole).items() if r.value is not None}, b"after": found[-1]}
-        verify(directory, 27)
-        recovered.close()
-
-
-def test_an_operation_that_fails_changes_nothing(tmp_path: Path) -> None:
-    """A full disk and a bad one in turn."""
-    whole = whole_log(tmp_path / "whole")
-
-    def make(at: int) -> Faulty:
-        return Faulty(at, OSError, errno.ENOSPC if at % 2 else errno.EIO)
-
-    for number, (directory, open_one) in enumerate(outcomes(tmp_path, make, (StorageFull, StorageError))):
-        if number % 2 or number < 20:
-            check_after_cut(directory, open_one, whole)
 
 
 # -- against a dict
@@ -411,7 +278,7 @@ class Model:
         put(self.partition, *given_pairs, timestamp_ms=self.now_ms)
         for offset, (key, value) in enumerate(given_pairs, first):
             record = self.all[offset] = Record(offset, self.now_ms, key, value, ())
-            self.live[key if key is not None else b"no key %d" % offset] = record
+            self.live[key or b"no key %d" % offset] = record
 
     def roll(self, _: object) -> None:
         self.partition.roll()
@@ -435,9 +302,7 @@ class Model:
         offsets = [record.offset for record in found]
         assert offsets == sorted(set(offsets))
         assert all(self.all[record.offset] == record for record in found), "what is there is what was put"
-        seen: dict[bytes | None, Record] = {
-            record.key if record.key is not None else b"no key %d" % record.offset: record for record in found
-        }
+        seen: dict[bytes | None, Record] = {record.key or b"no key %d" % record.offset: record for record in found}
         for key, record in self.live.items():  # a tombstone that is gone never shows what was before it
             assert seen.get(key) == record or (record.value is None and key not in seen)
         return found

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
+from taskq.broker import cleaner
 from taskq.broker.consumer import EmbeddedConsumer
 from taskq.broker.limits import check_size
 from taskq.broker.log import names, offsets
 from taskq.broker.log.batch import encode_many, encode_one
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.directory import DataDirectory
+from taskq.broker.log.failures import all_documented, documented
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.flusher import Flusher
 from taskq.broker.log.partition import Partition
@@ -40,7 +42,7 @@ from taskq.broker.port import (
 )
 from taskq.broker.wakeups import Bell
 from taskq.config import Durability, check_group, check_new_topic, check_topic
-from taskq.errors import BrokerUnavailable, CorruptLog, StorageError, TopicNotFound
+from taskq.errors import BrokerError, BrokerUnavailable, CorruptLog, StorageError, TopicNotFound
 from taskq.topics import TopicConfig, parse_settings
 
 _BATCH_BYTES_MAX = 256 * 1024  # a reader takes at least a whole batch, so this bounds its memory
@@ -61,6 +63,7 @@ class EmbeddedBroker:
         partitions_default: int = PARTITIONS_DEFAULT,
         topics: Mapping[str, TopicConfig] = MappingProxyType({}),
         shared: bool = False,
+        cleaner_interval_s: float = cleaner.INTERVAL_S,
     ) -> None:
         self._pid = os.getpid()
         self._bell = Bell()
@@ -75,7 +78,9 @@ class EmbeddedBroker:
         self._durability = durability
         self._mutex = threading.Lock()
         self._consumers: list[EmbeddedConsumer] = []
+        self._readers: weakref.WeakSet[EmbeddedReader] = weakref.WeakSet()
         self._flusher = Flusher(self._directory.opened, durability.interval_ms / 1000)
+        self._cleaner = cleaner.Cleaner(self._directory, cleaner_interval_s)
         self._is_closed = False
         atexit.register(self.close)
         _opened.add(self)
@@ -89,10 +94,12 @@ class EmbeddedBroker:
 
     def producer(self) -> EmbeddedProducer:
         self._check_open()
+        self._cleaner.start()
         return EmbeddedProducer(self._directory, self._flusher, self._durability)
 
     def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> EmbeddedConsumer:
         self._check_open()
+        self._cleaner.start()
         is_strict = offset_reset == "error"
         consumer = EmbeddedConsumer(self._directory, self._bell, check_group(group), topics, is_strict=is_strict)
         with self._mutex:
@@ -101,7 +108,8 @@ class EmbeddedBroker:
 
     def reader(self) -> EmbeddedReader:
         self._check_open()
-        return EmbeddedReader(self._directory)
+        self._readers.add(reader := EmbeddedReader(self._directory))
+        return reader
 
     def admin(self) -> EmbeddedAdmin:
         self._check_open()
@@ -111,6 +119,7 @@ class EmbeddedBroker:
         if self._is_closed:
             raise BrokerUnavailable(f"the broker at {self.url} has been closed by this process; open it again")
 
+    @documented("closing the broker")
     def close(self) -> None:
         if os.getpid() != self._pid:
             return  # a forked child's copy: the files are the parent's, and its threads may have held the locks
@@ -119,12 +128,16 @@ class EmbeddedBroker:
                 return
             self._is_closed = True
         atexit.unregister(self.close)
-        for consumer in self._consumers:
-            consumer.close()
-        if self._durability.kind != "os":
-            self._flusher.close()
-        self._directory.close()
-        self._bell.close()
+        ends = [self._cleaner.close, *(one.close for one in self._readers), *(one.close for one in self._consumers)]
+        ends += [self._flusher.close] if self._durability.kind != "os" else []
+        failed: list[Exception] = []
+        for close in (*ends, self._directory.close, self._bell.close):
+            try:
+                close()
+            except (OSError, BrokerError) as error:  # the others must be closed all the same
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
 
 _opened: weakref.WeakSet[EmbeddedBroker] = weakref.WeakSet()
@@ -151,6 +164,7 @@ class _Topic:
         """The partitions that have been used."""
         self.spread = Spread(len(self.opened))
 
+    @documented("opening a partition")
     def open(self, number: int) -> Partition:
         partition = self.opened[number] = self._directory.partition(TopicPartition(self.name, number))
         return partition
@@ -238,6 +252,7 @@ class EmbeddedProducer:
         """See `directory.Listener`. The next message opens the topic as it is then."""
         self._topics.pop(topic, None)
 
+    @documented("opening a topic")
     def _open(self, topic: str) -> _Topic:
         while True:
             target = self._topics.setdefault(topic, _Topic(self._directory, topic))
@@ -278,6 +293,7 @@ def _cut(topic: str, messages: Sequence[Message]) -> Iterator[Sequence[Message]]
         yield messages[start:]
 
 
+@all_documented
 class EmbeddedReader:
     """See `taskq.broker.port.Reader`. Keeps the place where it last read, so that reading on costs no look-up."""
 
@@ -328,6 +344,7 @@ class EmbeddedReader:
             self._cursors.clear()
 
 
+@all_documented
 class EmbeddedAdmin:
     """See `taskq.broker.port.Admin`."""
 

@@ -9,6 +9,7 @@ from taskq.broker.log.batch import encode_many, encode_one
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.directory import DataDirectory
 from taskq.broker.log.partition import Partition
+from taskq.broker.log.segment import OPEN
 from taskq.broker.port import Committed, Message, Record, TopicPartition
 from tests.simulation.disk import Disk
 from tests.simulation.files import Fate, SimFiles
@@ -101,6 +102,8 @@ class Process:
 
     def die(self) -> None:
         """End at once."""
+        for partition in self.opened().values():
+            OPEN.discard(partition)  # what it remembers of this process died with it
         self.files.die()
 
 

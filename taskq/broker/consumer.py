@@ -20,7 +20,7 @@ from taskq.broker.limits import check_progress
 from taskq.broker.log import names, offsets
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.log.directory import DataDirectory
-from taskq.broker.log.failures import is_out_of_files, storage_error
+from taskq.broker.log.failures import documented, is_out_of_files, storage_error
 from taskq.broker.log.partition import Partition
 from taskq.broker.membership import Membership
 from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
@@ -57,6 +57,7 @@ class _Held:
 class EmbeddedConsumer:
     """See `taskq.broker.port.Consumer`."""
 
+    @documented("joining a group")
     def __init__(
         self, directory: DataDirectory, bell: Bell, group: str, topics: Sequence[str], *, is_strict: bool = False
     ) -> None:
@@ -72,7 +73,11 @@ class EmbeddedConsumer:
         waiters = [names.topic_waiters(root, topic) for topic in self._topics]
         self._wakeup = Wakeup(directory.files, self.member_id, self._waiters, waiters)
         self._masks = dict(zip(self._topics, self._wakeup.masks, strict=True))
-        self._membership = Membership(directory.files, root, group, self.member_id, self._topics)
+        try:
+            self._membership = Membership(directory.files, root, group, self.member_id, self._topics)
+        except OSError:
+            self._wakeup.close()
+            raise
         self._held: dict[TopicPartition, _Held] = {}
         self._live: dict[str, tuple[str, ...]] = {}
         self._counts: dict[str, int] = {}
@@ -88,6 +93,7 @@ class EmbeddedConsumer:
 
     # -- polling
 
+    @documented("polling")
     def poll(self, timeout: float, records_max: int = 4096) -> Polled:
         deadline = time.monotonic() + timeout
         while True:
@@ -254,6 +260,7 @@ class EmbeddedConsumer:
         for tp in tps:
             self._held[tp].is_paused = False
 
+    @documented("a commit")
     def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
         for tp, committed in progress.items():
             check_progress(tp, committed)
@@ -262,6 +269,7 @@ class EmbeddedConsumer:
             if held is not None:
                 held.lease.commit(committed, held.partition.end())
 
+    @documented("a release")
     def release(self, tps: Sequence[TopicPartition]) -> None:
         for tp in tps:
             held = self._held.pop(tp)
@@ -276,6 +284,7 @@ class EmbeddedConsumer:
             held.keep_until = time.monotonic() + KEEP_S
         self._is_settled = False
 
+    @documented("leaving a group")
     def leave(self) -> None:
         if not self._is_leaving and not self._is_inherited:
             self._is_leaving = True
@@ -288,6 +297,7 @@ class EmbeddedConsumer:
         """Whether this is a forked child's copy: what it holds is its parent's."""
         return os.getpid() != self._pid
 
+    @documented("leaving a group")
     def close(self) -> None:
         """In a forked child it does nothing."""
         if self._is_closed or self._is_inherited:

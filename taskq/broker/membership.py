@@ -6,6 +6,7 @@ holder is dead, however it died, and its file is removed, as is what it left beh
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -39,7 +40,15 @@ class Membership:
             if os.fstat(fd).st_nlink:
                 break
             close_lockable(self._files, fd)
-        self._files.pwrite(fd, json.dumps(self._topics[self._id]).encode(), 0)
+        try:
+            text = json.dumps(self._topics[self._id]).encode()
+            if self._files.pwrite(fd, text, 0) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+        except OSError:  # others must not wait for a member that never came to be
+            with suppress(OSError):
+                self._files.unlink(self._path)
+            close_lockable(self._files, fd)
+            raise
         return fd
 
     def live(self) -> dict[str, tuple[str, ...]]:
@@ -54,7 +63,7 @@ class Membership:
         return found
 
     def leave(self) -> None:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # whoever finds it later finds it dead
             self._files.unlink(self._path)
         close_lockable(self._files, self._fd)
 
@@ -71,7 +80,7 @@ def probe(
     try:
         if try_lock(fd):
             _remove_wakeups(root, group, member_id, known or _read_last_topics(files, fd))
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # another one finds it again
                 files.unlink(path)
             return None
         if known:

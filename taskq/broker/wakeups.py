@@ -53,11 +53,16 @@ class Wakeup:
         # Opened for writing too: it never reads as closed when the last writer goes, and `ring` needs no other way in.
         self._fd = os.open(self._paths[0] + _UNFINISHED, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         close_in_child(self._fd)  # which does not read it, and would make it look alive when we are dead
-        files.rename(self._paths[0] + _UNFINISHED, self._paths[0])
         self._pid = os.getpid()
         self._mutex = threading.RLock()  # reentrant: a signal handler may ring while its thread does
         self._is_closed = False
-        self.masks = [self._take_slot(files, directory, name) for directory in topics]
+        try:
+            files.rename(self._paths[0] + _UNFINISHED, self._paths[0])
+            self.masks = [self._take_slot(files, directory, name) for directory in topics]
+        except OSError:
+            self._paths.append(self._paths[0] + _UNFINISHED)
+            self.close()
+            raise
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
 

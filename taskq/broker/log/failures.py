@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import errno
 import resource
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType
+from typing import ParamSpec, TypeVar
 
 from taskq.errors import BrokerError, BrokerUnavailable, StorageError, StorageFull
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,3 +37,30 @@ def storage_error(what: str, where: str, error: OSError) -> BrokerError:
     if error.errno in _FULL:
         return StorageFull(f"{what}: {error.strerror}; free space in {where} and try again")
     return StorageError(f"{what}: writing to {where} failed: {error.strerror}")
+
+
+def documented(what: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """For the port's methods: what the system says comes out of them as one of taskq's errors, `what` being done."""
+
+    def decorate(method: Callable[_P, _T]) -> Callable[_P, _T]:
+        @wraps(method)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            try:
+                return method(*args, **kwargs)
+            except OSError as error:
+                where = str(error.filename or "the data directory")
+                if is_out_of_files(error) or error.errno in _FULL:
+                    raise storage_error(what, where, error) from error
+                raise StorageError(f"{what} failed: {error.strerror} ({where})") from error
+
+        return call
+
+    return decorate
+
+
+def all_documented(port: type[_T]) -> type[_T]:
+    """The same for all of a class's own public methods, which say by their names what is being done."""
+    for name, method in list(vars(port).items()):
+        if isinstance(method, FunctionType) and not name.startswith("_"):
+            setattr(port, name, documented(name.replace("_", " "))(method))
+    return port

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple
 
@@ -143,7 +144,8 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease up in order: the file says that nobody has it."""
-        self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
+        with suppress(OSError):  # it is free all the same; who takes it next will think that its holder died
+            self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
         close_lockable(self._files, self._fd)
 
 

@@ -15,6 +15,8 @@ import pytest
 PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "redis-server": ("redis-server",),
+    "java": ("java",),
+    "mvn": ("mvn",),
 }
 
 

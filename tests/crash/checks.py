@@ -18,7 +18,7 @@ from taskq.broker.partitioner import partition_for_key
 from taskq.broker.port import Committed, Record, TopicPartition
 from tests.crash.family import Failed
 from tests.crash.roles import FIXED, Report, check_records, digest
-from tests.crash.workload import GROUPS, TOPICS, Op, metadata_of, open_broker, operations, origin
+from tests.crash.workload import GROUPS, MADE_PARTITIONS, TOPICS, Op, metadata_of, open_broker, operations, origin
 
 _BATCH_RECORDS_MAX = 1000
 _WAIT_S = 20.0
@@ -186,7 +186,7 @@ def _check_in_flight(op: Op, there: _There) -> int:
     """What its writer was killed in: of each batch, all or nothing."""
     batches: dict[int, list[int]] = defaultdict(list)
     assert len(op.messages) < _BATCH_RECORDS_MAX
-    count = TOPICS.get(op.topic, 2)
+    count = TOPICS.get(op.topic, MADE_PARTITIONS)
     for number, message in enumerate(op.messages, op.first):
         batches[partition_for_key(message.key, count) if message.key is not None else 0].append(number)
     for partition, numbers in batches.items():

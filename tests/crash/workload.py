@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from functools import partial
 from random import Random
 
 from attrs import frozen
 
 from taskq.broker import embedded
 from taskq.broker.embedded import EmbeddedBroker
-from taskq.broker.log import directory
 from taskq.broker.log.files import Files
-from taskq.broker.log.partition import Partition
 from taskq.broker.port import Message, TopicPartition
 from taskq.config import Durability
 from taskq.topics import TopicConfig
@@ -26,6 +23,7 @@ SEGMENT_BYTES = 24 * 1024
 
 TOPICS = {"single": 1, "double": 2}
 MADE_PARTITIONS = 2
+_MADE_MAX = 50
 GROUPS = ("feed", "search")
 DURABILITIES = (Durability("fsync"), Durability("interval", 5), Durability("os"))
 
@@ -40,12 +38,12 @@ def open_broker(
     segment_bytes: int = SEGMENT_BYTES,
     files: Files | None = None,
 ) -> EmbeddedBroker:
-    """The broker under test, its segments small. In a process of its own: it changes modules."""
-    vars(directory)["Partition"] = partial(Partition, segment_bytes_max=segment_bytes)
+    """The broker under test, its segments small. With `files`, in a process of its own: it changes the module."""
     if files is not None:
         vars(embedded)["RealFiles"] = lambda **_: files
-    topics = {topic: TopicConfig(count) for topic, count in TOPICS.items()}
-    return EmbeddedBroker(root, durability=durability, partitions_default=MADE_PARTITIONS, topics=topics)
+    counts = TOPICS | {f"made-{number}": MADE_PARTITIONS for number in range(_MADE_MAX)}
+    topics = {topic: TopicConfig(count, {"segment_bytes": segment_bytes}) for topic, count in counts.items()}
+    return EmbeddedBroker(root, durability=durability, topics=topics)
 
 
 @frozen

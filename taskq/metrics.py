@@ -78,6 +78,12 @@ WAIT_SECONDS = Definition(
 RUNNING = Definition("taskq_running", "gauge", "Invocations running now.", ("group", "task"))
 COMMITS = Definition("taskq_commits_total", "counter", "Commits of progress.", ("group",))
 REBALANCES = Definition("taskq_rebalances_total", "counter", "Changes of the partitions held.", ("group",))
+SKIPPED_OFFSETS = Definition(
+    "taskq_skipped_offsets_total",
+    "counter",
+    "Offsets passed over because retention had removed them.",
+    ("group", "topic", "partition"),
+)
 BACKLOG = Definition("taskq_backlog", "gauge", "Invocations not finished.", ("group", "topic", "partition"), "max")
 BACKLOG_AGE_SECONDS = Definition(
     "taskq_backlog_age_seconds",
@@ -242,7 +248,8 @@ class Metrics:
         self.wait_seconds = _histograms(WAIT_SECONDS)
         self.commits = _counters(COMMITS)
         self.rebalances = _counters(REBALANCES)
-        self._counters = (self.published, self.executions, self.commits, self.rebalances)
+        self.skipped_offsets = _counters(SKIPPED_OFFSETS)
+        self._counters = (self.published, self.executions, self.commits, self.rebalances, self.skipped_offsets)
         self._histograms = (self.publish_seconds, self.execution_seconds, self.wait_seconds)
         self._sources: list[Source] = []
 

@@ -43,11 +43,14 @@ def samples(
     """
     works = list(works)
     for work in works:
-        yield from _partition_samples(group, work, is_held_up, reader)
+        with suppress(TopicNotFound):  # deleted; the poller has not heard of it yet
+            yield from _partition_samples(group, work, is_held_up, reader)
     for topic in sorted({work.tp.topic for work in works}):
-        sizes = admin.describe_topic(topic).size_bytes
+        sizes: tuple[int, ...] = ()
+        with suppress(TopicNotFound):
+            sizes = admin.describe_topic(topic).size_bytes
         for work in works:
-            if work.tp.topic == topic:
+            if work.tp.topic == topic and work.tp.partition < len(sizes):
                 yield Sample(LOG_BYTES, (topic, str(work.tp.partition)), sizes[work.tp.partition])
     for task, count in Counter(item[0].task.name for item in running()).items():
         yield Sample(RUNNING, (group, task), count)

@@ -25,9 +25,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from taskq.broker.port import Broker, Committed, Fetched, Polled, Record, TopicPartition
+from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, Record, TopicPartition
 from taskq.errors import StorageFull
 from taskq.metrics import Metrics
 from taskq.worker.deadletters import dead_letter, topic_of
@@ -55,7 +55,7 @@ class Poller:
         self,
         broker: Broker,
         group: str,
-        topics: Sequence[str],
+        consumer: Consumer,
         intake: Intake,
         metrics: Metrics,
         *,
@@ -72,7 +72,7 @@ class Poller:
         self._in_flight_max = in_flight_max
         self._commit_interval_s = commit_interval_s
         self._producer = broker.producer()
-        self._consumer = broker.consumer(group, topics)
+        self._consumer = consumer
         self.feed = Feed(max(1, in_flight_max // 2), self._consumer.wakeup)
         self._crews: Sequence[Crew] = ()
         self._crew_of: dict[int, Crew] = {}
@@ -138,6 +138,8 @@ class Poller:
         now = time.monotonic()
         if polled.assigned or polled.revoking or polled.lost or polled.errors:
             self._take_changes(polled, now)
+        if polled.skipped:
+            self._count_skipped(polled.skipped)
         if polled.fetched and self._stop_by is None:
             if self._is_idle():  # the commit interval counts from here: runners must not wait for an empty commit
                 self._next_commit = now + self._commit_interval_s
@@ -179,6 +181,14 @@ class Poller:
             _log.info("group %s holds %s", self._group, held)
         if self._is_full and polled.assigned:
             self._consumer.pause(list(polled.assigned))
+
+    def _count_skipped(self, skipped: Mapping[TopicPartition, int]) -> None:
+        for tp, count in skipped.items():
+            self._metrics.skipped_offsets.labels(self._group, tp.topic, str(tp.partition)).inc(count)
+            _log.warning(
+                "%s: %d offsets that group %s had not finished are gone: older, or more, than the topic keeps",
+                *(tp, count, self._group),
+            )
 
     def _read_progress(self, tp: TopicPartition, committed: Committed) -> Progress:
         try:
@@ -242,7 +252,10 @@ class Poller:
         self._clock_skew_s = time.time() - time.perf_counter()
         for tp, fetched_records in fetched:
             work = self.works[tp]
-            work.end = fetched_records[-1].offset + 1
+            end = fetched_records[-1].offset + 1
+            if end - work.end != len(fetched_records):
+                work.pass_gaps(fetched_records)
+            work.end = end
             records = fetched_records
             if records[0].offset < work.progress.high:  # after a restart: some of these had been finished
                 records = [record for record in records if not work.progress.is_finished(record.offset)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
@@ -100,6 +100,14 @@ class Work:
     def skip(self, offsets: list[int]) -> None:
         """These are no business of this group."""
         self._done.extend(offsets)
+
+    def pass_gaps(self, records: Sequence[Record]) -> None:
+        """Offsets that are missing before and among `records`, the next that were fetched, are finished: retention or
+        compaction has removed what they had."""
+        due = self.end
+        for record in records:
+            self.progress.finish_range(due, record.offset)
+            due = record.offset + 1
 
     @property
     def runs(self) -> bool:

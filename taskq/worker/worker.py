@@ -101,7 +101,7 @@ class Worker:
         self._poller = Poller(
             self._broker,
             options.group,
-            self._handlers.topics,
+            self._broker.consumer(options.group, self._handlers.topics, offset_reset=settings.offset_reset),
             Intake(by_name, app.knows),
             metrics,
             concurrency=self._concurrency,

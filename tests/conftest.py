@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 settings.register_profile("shared-machine", deadline=None)
+# For `make crash`, which says --hypothesis-profile=crash.
+settings.register_profile(
+    "crash", deadline=None, max_examples=5000, print_blob=True, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("shared-machine")
 
 for _name in [name for name in os.environ if name.startswith("TASKQ_") and not name.startswith("TASKQ_TEST_")]:

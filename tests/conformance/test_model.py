@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from attrs import evolve
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from taskq.broker.log.files import RealFiles
 from taskq.broker.port import Broker, Committed, Message, Record, TopicPartition
-from taskq.errors import TopicNotFound
+from taskq.errors import ConfigError, TopicNotFound
 from tests.conformance.engines import ENGINES, PARTITIONS, TOPICS, Engine
 from tests.conformance.members import Member, settle
 
@@ -21,8 +26,9 @@ groups = st.sampled_from(["feed", "search"])
 keys = st.binary(max_size=3)
 values = st.binary(max_size=20) | st.sampled_from([5000, 70_000]).map(bytes)
 headers = st.lists(st.tuples(st.text(max_size=3), st.binary(max_size=5)), max_size=2).map(tuple)
-messages = st.builds(Message, values, keys, headers)
+messages = st.builds(Message, values | st.none(), keys, headers)
 partitions = st.builds(TopicPartition, topics, st.integers(0, PARTITIONS))
+_boots = itertools.count(1)
 
 
 class Machine(RuleBasedStateMachine):
@@ -41,7 +47,8 @@ class Machine(RuleBasedStateMachine):
 
 def run(machine: type[Machine], engine: Engine, examples: int) -> None:
     made = type(machine.__name__, (machine,), {"engine": engine})
-    run_state_machine_as_test(made, settings=settings(max_examples=examples, stateful_step_count=30, deadline=None))
+    long = settings().max_examples // 100  # 100 is the default, and the profile for `make crash` says more
+    run_state_machine_as_test(made, settings=settings(max_examples=examples * long, stateful_step_count=30))
 
 
 class SameAsMemory(Machine):
@@ -50,17 +57,21 @@ class SameAsMemory(Machine):
     def __init__(self) -> None:
         super().__init__()
         self.brokers = (ENGINES["memory"].open(Path()), self.open())
+        self.use()
+        self.members: dict[str, tuple[Member, Member]] = {}
+        self._boots = ExitStack()
+
+    def use(self) -> None:
         self.producers = [broker.producer() for broker in self.brokers]
         self.readers = [broker.reader() for broker in self.brokers]
         self.admins = [broker.admin() for broker in self.brokers]
-        self.members: dict[str, tuple[Member, Member]] = {}
 
     def same(self, ask: Callable[[int], object]) -> None:
         def answer(number: int) -> object:
             try:
                 return ask(number)
-            except TopicNotFound:
-                return TopicNotFound
+            except (TopicNotFound, ConfigError) as error:
+                return type(error)
 
         assert answer(0) == answer(1)
 
@@ -82,6 +93,36 @@ class SameAsMemory(Machine):
 
         self.same(read)
 
+    @rule(topic=topics, count=st.integers(1, PARTITIONS), segment_bytes=st.sampled_from([1024, 4096, 1 << 30]))
+    def create(self, topic: str, count: int, segment_bytes: int) -> None:
+        self.same(lambda n: self.admins[n].create_topic(topic, count, segment_bytes=segment_bytes))
+
+    @precondition(lambda self: not self.members)
+    @rule(topic=topics, count=st.none() | st.integers(1, PARTITIONS + 1), segment_bytes=st.sampled_from([1024, 4096]))
+    def alter(self, topic: str, count: int | None, segment_bytes: int) -> None:
+        self.same(lambda n: self.admins[n].alter_topic(topic, count, segment_bytes=segment_bytes))
+
+    @precondition(lambda self: not self.members)
+    @rule(topic=topics)
+    def delete(self, topic: str) -> None:
+        self.same(lambda n: self.admins[n].delete_topic(topic))
+
+    @rule(reboots=st.booleans())
+    def reopen(self, reboots: bool) -> None:
+        """Memory stays, and everybody else begins anew; after a reboot, with heads that nothing is known of."""
+        for group in list(self.members):
+            self.leave(group)
+        self.brokers[1].close()
+        if reboots:
+            boot = next(_boots), 0
+            self._boots.enter_context(patch.object(RealFiles, "boot_id", lambda files: boot))
+        self.brokers = (self.brokers[0], self.open())
+        self.use()
+
+    @rule(topic=topics)
+    def describe(self, topic: str) -> None:
+        self.same(lambda n: evolve(self.admins[n].describe_topic(topic), size_bytes=()))
+
     @rule(tp=partitions)
     def bounds(self, tp: TopicPartition) -> None:
         self.same(lambda n: self.readers[n].bounds(tp))
@@ -91,7 +132,7 @@ class SameAsMemory(Machine):
         if group not in self.members:
             first, second = (Member(broker.consumer(group, sorted(subscribed))) for broker in self.brokers)
             self.members[group] = first, second
-            count = sum(TOPICS.get(topic, PARTITIONS) for topic in subscribed)
+            count = sum(self.admins[0].partitions(topic) for topic in subscribed)
             for member in (first, second):
                 member.poll_until(lambda member=member: len(member.held) == count)  # type: ignore[misc]
             assert first.held == second.held
@@ -138,6 +179,7 @@ class SameAsMemory(Machine):
             assert untimed(both[0]) == untimed(both[1]), group
         for broker in self.brokers:
             broker.close()
+        self._boots.close()
         super().teardown()
 
 

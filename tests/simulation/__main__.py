@@ -55,7 +55,10 @@ def summarize(counts: Counts, failed: list[int], first: int, after: int, seconds
         f"{counts.disks_full} writes to a full disk"
     )
     print(f"  {counts.records_appended} records appended, {counts.records_checked} checked after cuts,")
-    print(f"  {counts.records_lost} lost that nobody had been told were durable; {counts.commits} commits")
+    print(
+        f"  {counts.records_lost} lost that nobody had been told were durable; {counts.commits} commits, "
+        f"{counts.segments_removed} segments removed"
+    )
     for fate, count in sorted(counts.fates.items()):
         print(f"  {count:9} {fate}")
     print(f"  failed: {failed or 'none'}")

@@ -52,10 +52,31 @@ class PartitionModel:
     is_suspect: bool = False
     """An fsync failed: what is not synced may be unreadable until somebody reopens the partition."""
     groups: dict[str, GroupModel] = field(factory=dict)
+    start: int = 0
+    """Where the log begins."""
+    start_durable: int = 0
+    """Where it begins at least after a power cut."""
+    is_cleaning: bool = False
+    """Retention did not return: the log may begin later, after any batch."""
 
     @property
     def end(self) -> int:
-        return self.batches[-1].next_offset if self.batches else 0
+        return self.batches[-1].next_offset if self.batches else self.start
+
+    def cleaned(self, start: int) -> None:
+        """Retention has returned, and the log begins at `start` for good."""
+        if start != self.start and start not in [batch.next_offset for batch in self.batches]:
+            raise Wrong(f"retention has removed a part of a batch: the log begins at {start}")
+        self.batches = [batch for batch in self.batches if batch.base >= start]
+        self.start = self.start_durable = start
+        self.is_cleaning = False
+
+    def look(self, start: int) -> None:
+        """Nobody has cut anything, and the log begins at `start`."""
+        if self.is_cleaning and start > self.start and start in [batch.next_offset for batch in self.batches]:
+            self.start = start
+        elif start != self.start:
+            raise Wrong(f"the log begins at {start}, not at {self.start}")
 
     def appended(self, base: int, plain: Sequence[Plain]) -> None:
         if base != self.end:
@@ -67,14 +88,15 @@ class PartitionModel:
         """An append did not return."""
         self.in_flight.append(batch_of(self.end, plain))
 
-    def check(self, found: Sequence[Record], end: int) -> None:
+    def check(self, found: Sequence[Record], start: int, end: int) -> None:
         """`found` is what is readable of a log that nobody has cut."""
+        self.look(start)
         if self.is_suspect:
             self._match(found)
             return
         if end != self.end:
             raise Wrong(f"the log ends at {end}, not at {self.end}")
-        expected = [record for batch in self.batches for record in batch.records]
+        expected = [record for batch in self._visible for record in batch.records]
         if list(found) != expected:
             raise Wrong(difference(found, expected))
 
@@ -85,16 +107,26 @@ class PartitionModel:
                 if batch.base <= offset < batch.next_offset and not batch.records:
                     raise Wrong(f"offset {offset} is said to be durable, and was lost when an fsync failed")
 
-    def cut(self, found: Sequence[Record], end: int) -> int:
+    @property
+    def _visible(self) -> list[Batch]:
+        return [batch for batch in self.batches if batch.base >= self.start]
+
+    def cut(self, found: Sequence[Record], start: int, end: int) -> int:
         """A power cut: `found` is what is left. Returns how many records were lost."""
         had = self.end
+        if start < self.start_durable or (start > self.start and not self.is_cleaning):
+            raise Wrong(f"the log begins at {start}, not between {self.start_durable} and {self.start}")
+        self.start = min(self.start, start)
+        self.cleaned(start)
         batches, rest = self._match(found)
         if rest:
             again = [batch for batch in self.in_flight if batch.records == list(rest)]
             if not again or len(batches) != len(self.batches):
-                raise Wrong(f"nobody appended {brief(rest)} after offset {batches[-1].next_offset if batches else 0}")
+                raise Wrong(
+                    f"nobody appended {brief(rest)} after offset {batches[-1].next_offset if batches else start}"
+                )
             batches.append(again[0])
-        kept = batches[-1].next_offset if batches else 0
+        kept = batches[-1].next_offset if batches else start
         while len(batches) < len(self.batches) and not self.batches[len(batches)].records and kept < end:
             batches.append(self.batches[len(batches)])  # a batch without records leaves no trace but the end
             kept = batches[-1].next_offset
@@ -108,15 +140,18 @@ class PartitionModel:
         self.in_flight.clear()
         return max(0, had - end)
 
-    def repaired(self, found: Sequence[Record], end: int) -> int:
+    def repaired(self, found: Sequence[Record], start: int, end: int) -> int:
         """Reopened after a failed fsync. Returns how many offsets have lost their records."""
+        self.look(start)
+        hidden = [batch for batch in self.batches if batch.base < self.start]
         batches, rest = self._match(found)
+        batches = hidden + batches
         if rest:
             raise Wrong(f"nobody appended {brief(rest)}")
         had = self.end
         if end != had:
             raise Wrong(f"after the repair the log ends at {end}, not at {had}")
-        kept = batches[-1].next_offset if batches else 0
+        kept = batches[-1].next_offset if batches else start
         while kept < had and not self.batches[len(batches)].records:
             batches.append(self.batches[len(batches)])
             kept = batches[-1].next_offset
@@ -131,14 +166,15 @@ class PartitionModel:
     def _match(self, found: Sequence[Record]) -> tuple[list[Batch], Sequence[Record]]:
         """Those batches from the first on that `found` begins with, and what is left of it."""
         at, kept = 0, 0
-        for batch in self.batches:
+        visible = self._visible
+        for batch in visible:
             size = len(batch.records)
             if list(found[at : at + size]) != batch.records:
                 break
             at, kept = at + size, kept + 1
-        while kept and at == len(found) and not self.batches[kept - 1].records:
+        while kept and at == len(found) and not visible[kept - 1].records:
             kept -= 1
-        return self.batches[:kept], found[at:]
+        return visible[:kept], found[at:]
 
     # -- groups
 

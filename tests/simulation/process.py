@@ -85,8 +85,9 @@ class Process:
         directory = self.directory
         return offsets.peek(directory.files, directory.root, group, tp.topic, tp.partition)[1]
 
-    def read(self, tp: TopicPartition, offset: int = 0) -> list[Record]:
-        cursor = self.partition(tp).cursor(offset)
+    def read(self, tp: TopicPartition) -> list[Record]:
+        partition = self.partition(tp)
+        cursor = partition.cursor(partition.bounds().start)
         try:
             return _read_on(cursor)
         finally:

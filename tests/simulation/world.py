@@ -14,10 +14,11 @@ from random import Random
 
 from attrs import define, field
 
-from taskq.broker.log import names
+from taskq.broker.log import names, retention
 from taskq.broker.log.head import NOTICE, SYNCED, Notice
 from taskq.broker.port import Committed, Record, TopicPartition
 from taskq.errors import BrokerUnavailable, CorruptLog, StorageError, StorageFull
+from taskq.topics import TopicSettings
 from tests.simulation.disk import Disk, remove_directory
 from tests.simulation.files import Fate, Killed, PowerCut
 from tests.simulation.model import PartitionModel, Plain, Wrong
@@ -44,6 +45,7 @@ class Counts:
     records_lost: int = 0
     """Not acknowledged as durable, so allowed."""
     commits: int = 0
+    segments_removed: int = 0
     fates: Counter[str] = field(factory=Counter)
 
 
@@ -176,7 +178,7 @@ class World:
         model = self.partitions[tp]
         partition = process.partition(tp)
         if model.is_suspect and not partition._words[NOTICE] & Notice.FAILED:
-            lost = model.repaired(process.read(tp), partition.end())
+            lost = model.repaired(process.read(tp), partition.bounds().start, partition.end())
             self.counts.repairs += 1
             self.counts.records_lost += lost
             self._say(f"   {tp} has been repaired: {lost} offsets have lost their records")
@@ -298,9 +300,21 @@ class World:
             if not model.is_suspect:
                 raise
             return
-        model.check(found, partition.end())
+        model.check(found, partition.bounds().start, partition.end())
         for group in GROUPS:
             model.check_commit(group, process.committed(group, tp))
+
+    def _clean(self, process: Process) -> None:
+        tp = self._pick()
+        if tp is None:
+            return
+        model = self._open(process, tp)
+        settings = TopicSettings(retention_bytes=self.rng.choice((0, 1000, 5000)), unfinished="delete")
+        self._say(f"{process.name} cleans {tp} down to {settings.retention_bytes} bytes")
+        model.is_cleaning = True
+        gone = retention.clean(process.files, process.partition(tp), settings, self._now_ms, model.end)
+        model.cleaned(process.partition(tp).bounds().start)
+        self.counts.segments_removed += len(gone)
 
     # -- after a cut
 
@@ -346,7 +360,7 @@ class World:
         end = partition.end()
         found = process.read(tp)
         had_synced = model.synced
-        lost = model.cut(found, end)
+        lost = model.cut(found, partition.bounds().start, end)
         self.counts.records_lost += lost
         self.counts.records_checked += len(found)
         self._say(f"   {tp} ends at {end}; {had_synced} was synced, {lost} records are lost")
@@ -359,7 +373,7 @@ class World:
         """Recovered once more: nothing is different."""
         process = self.processes[-1]
         partition = process.partition(tp)
-        model.check(process.read(tp), partition.end())
+        model.check(process.read(tp), partition.bounds().start, partition.end())
         for group in GROUPS:
             model.check_commit(group, process.committed(group, tp))
 
@@ -415,5 +429,6 @@ _STEPS: list[Callable[[World, Process], None]] = [
     World._fail_sync,
     World._fill,
     World._read,
+    World._clean,
 ]
-_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 4, 2, 5]
+_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 4, 2, 5, 3]

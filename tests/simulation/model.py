@@ -123,7 +123,7 @@ class PartitionModel:
             again = [batch for batch in self.in_flight if batch.records == list(rest)]
             if not again or len(batches) != len(self.batches):
                 raise Wrong(
-                    f"nobody appended {brief(rest)} after offset {batches[-1].next_offset if batches else start}"
+                    f"nobody appended {brief(rest)}, which is what comes after the first {len(batches)} batches"
                 )
             batches.append(again[0])
         kept = batches[-1].next_offset if batches else start

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from taskq.broker.log.catalogue import Catalogue
 from taskq.broker.log.directory import DataDirectory
 from taskq.broker.log.durability import Syncer
 from taskq.broker.log.head import GENERATION, MAGIC, NOTICE, RECOVERIES, SYNCED, Head, HeadState, Notice
+from taskq.broker.log.opening import change_head
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.segment import ActiveSegment
 from taskq.errors import CorruptLog
@@ -115,6 +117,16 @@ def a_failed_fsync_that_is_tried_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("taskq.broker.log.opening._repair", broken)
 
 
+def retention_that_does_not_note_where_the_log_begins(patch: pytest.MonkeyPatch) -> None:
+    def broken(files: SimFiles, directory: str, start: int) -> None:
+        def move(head: Head) -> None:
+            head.republish(evolve(head.state(), start_offset=start))
+
+        change_head(files, directory, move)
+
+    patch.setattr("taskq.broker.log.retention._begin_at", broken)
+
+
 def checkpoints_that_are_never_found(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("taskq.broker.log.checkpoint.read", lambda files, directory: None)
 
@@ -132,6 +144,7 @@ BROKEN: list[Breaks] = [
     commits_that_outlive_their_records,
     commits_that_are_never_synced,
     a_failed_fsync_that_is_tried_again,
+    retention_that_does_not_note_where_the_log_begins,
 ]
 
 

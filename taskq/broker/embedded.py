@@ -26,7 +26,7 @@ from taskq.broker.log.files import RealFiles
 from taskq.broker.log.flusher import Flusher
 from taskq.broker.log.partition import Partition
 from taskq.broker.membership import live_members
-from taskq.broker.partitioner import Spread, partition_for_key
+from taskq.broker.partitioner import partition_for_key, spread_for
 from taskq.broker.port import (
     MESSAGE_BYTES_MAX,
     PARTITIONS_DEFAULT,
@@ -156,13 +156,13 @@ class _Topic:
 
     __slots__ = ("_directory", "name", "opened", "spread", "topic")
 
-    def __init__(self, directory: DataDirectory, name: str) -> None:
+    def __init__(self, directory: DataDirectory, name: str, forget: Callable[[str], None]) -> None:
         self._directory = directory
         self.name = name
         self.topic = directory.ensure(name)
         self.opened: list[Partition | None] = [None] * self.topic.partitions
         """The partitions that have been used."""
-        self.spread = Spread(len(self.opened))
+        self.spread = spread_for(name, len(self.opened), self.topic.settings.cleanup_policy, forget)
 
     @documented("opening a partition")
     def open(self, number: int) -> Partition:
@@ -255,7 +255,7 @@ class EmbeddedProducer:
     @documented("opening a topic")
     def _open(self, topic: str) -> _Topic:
         while True:
-            target = self._topics.setdefault(topic, _Topic(self._directory, topic))
+            target = self._topics.setdefault(topic, _Topic(self._directory, topic, self.forget))
             if self._directory.find(topic) == target.topic:
                 return target
             self.forget(topic)  # altered or deleted in this moment, and what was told of it came too early

@@ -85,7 +85,8 @@ class MemoryProducer:
         for value, key, headers in messages:
             check_size(topic, value, key, headers)
         with self._state.locked():
-            self._state.ensure(topic)
+            target = self._state.ensure(topic)
+            target.spread.split(sum(message.key is None for message in messages))  # refused before any is appended
             for message in messages:
                 self._state.append(topic, message)
 

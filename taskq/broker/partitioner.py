@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import cycle
 from random import randrange
 from struct import iter_unpack
 from typing import Final
+
+from taskq.errors import ConfigError
 
 BATCH_RECORDS: Final = 16
 """How many records without a key go to one partition before the next has its turn. One at a time would wake every
@@ -81,3 +83,37 @@ class Spread:
             stop = position + share + (turn < larger)
             yield (start + turn) % self._partitions, range(position, stop)
             position = stop
+
+
+class KeyRequired(Spread):
+    """What a compacted topic has in the place of a spread: a record without a key would stay for ever.
+
+    `refused` is called when there is one: the topic may be another one by now.
+    """
+
+    def __init__(self, topic: str, partitions: int, refused: Callable[[str], None]) -> None:
+        super().__init__(partitions)
+        self._topic = topic
+        self._tell = refused
+
+    def next(self) -> int:
+        raise self._refused()
+
+    def split(self, count: int) -> Iterator[tuple[int, range]]:
+        if count:
+            raise self._refused()
+        return iter(())
+
+    def _refused(self) -> ConfigError:
+        self._tell(self._topic)
+        return ConfigError(
+            f"topic {self._topic!r} is compacted, which keeps the last record of each key: a record needs a key there. "
+            'Give it one, or set cleanup_policy to "delete"'
+        )
+
+
+def spread_for(
+    topic: str, partitions: int, cleanup_policy: str, refused: Callable[[str], None] = lambda topic: None
+) -> Spread:
+    """How records without a key are spread in a topic that is kept like this."""
+    return KeyRequired(topic, partitions, refused) if cleanup_policy == "compact" else Spread(partitions)

@@ -12,11 +12,11 @@ from attrs import define, field
 
 from taskq.broker.assignment import assign
 from taskq.broker.limits import check_partitions
-from taskq.broker.partitioner import Spread, partition_for_key
+from taskq.broker.partitioner import Spread, partition_for_key, spread_for
 from taskq.broker.port import Committed, Message, Record, TopicPartition, WouldBlock
 from taskq.config import check_topic
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
-from taskq.topics import TopicConfig
+from taskq.topics import TopicConfig, settings_for
 
 
 @define
@@ -107,7 +107,8 @@ class State:
     def create(self, name: str, partitions: int, given: dict[str, int | str]) -> None:
         check_topic(name)
         check_partitions(name, partitions)
-        self.topics[name] = Topic([Log() for _ in range(partitions)], Spread(partitions), given)
+        policy = settings_for(name, given).cleanup_policy
+        self.topics[name] = Topic([Log() for _ in range(partitions)], spread_for(name, partitions, policy), given)
         self.reassign_all(name)
 
     def alter(self, name: str, partitions: int | None, given: dict[str, int | str]) -> None:
@@ -119,9 +120,9 @@ class State:
                 f"topic {name!r} has {len(topic.partitions)} partitions; with {count}, records would be lost"
             )
         topic.given.update(given)
+        topic.spread = spread_for(name, count, settings_for(name, topic.given).cleanup_policy)
         if count > len(topic.partitions):
             topic.partitions += [Log() for _ in range(count - len(topic.partitions))]
-            topic.spread = Spread(count)
             self.reassign_all(name)
 
     def delete(self, name: str) -> None:

@@ -22,6 +22,7 @@ from taskq.broker.port import (
 from taskq.errors import ConfigError, MessageTooLarge
 from tests.conformance.engines import PARTITIONS, TOPICS
 from tests.conformance.members import WAIT_S, settle
+from tests.processes import wait_until
 
 SINGLE = TopicPartition("single", 0)
 
@@ -97,6 +98,36 @@ def test_a_record_comes_back_as_it_was_sent(producer: Producer, reader: Reader, 
     producer.send("single", value, key, headers)
     producer.send_many("single", [Message(value, key, headers)])
     assert [record[2:] for record in read_all(reader, SINGLE)] == [(key, value, headers)] * 2
+
+
+def test_a_compacted_topic_takes_no_record_without_a_key(producer: Producer, admin: Admin, reader: Reader):
+    admin.create_topic("latest", 1, cleanup_policy="compact")
+    latest = TopicPartition("latest", 0)
+    for value in (b"value", None):
+        with pytest.raises(ConfigError, match="latest"):
+            producer.send("latest", value)
+        with pytest.raises(ConfigError, match="key"):
+            producer.send_many("latest", [Message(b"sound", b"key"), Message(value)])
+    assert reader.bounds(latest) == PartitionBounds(0, 0)
+    producer.send("latest", b"value", b"key")
+    producer.send("latest", None, b"")
+    producer.send_many("latest", [Message(None, b"key")])
+    assert [record[2:4] for record in read_all(reader, latest)] == [(b"key", b"value"), (b"", None), (b"key", None)]
+
+
+def test_a_topic_that_is_altered_takes_records_without_a_key_or_not(producer: Producer, admin: Admin):
+    def is_refused() -> bool:
+        try:
+            producer.send("feed", b"value")
+        except ConfigError:
+            return True
+        return False
+
+    assert not is_refused()
+    admin.alter_topic("feed", cleanup_policy="compact")
+    wait_until(is_refused, "a producer hears of it")
+    admin.alter_topic("feed", cleanup_policy="delete")
+    wait_until(lambda: not is_refused(), "a producer hears of that, too")
 
 
 def test_a_record_has_the_time_at_which_it_was_sent(producer: Producer, reader: Reader):

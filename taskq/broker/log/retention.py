@@ -21,11 +21,13 @@ from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, read_hea
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, read_whole
 from taskq.broker.log.head import Head, HeadState, Times
+from taskq.broker.log.idempotence import remember
 from taskq.broker.log.index import TIME_ENTRY, find, is_time_index_sound
 from taskq.broker.log.opening import change_head
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.recovery import remove_segment, segment_bases
 from taskq.broker.log.scan import scan
+from taskq.errors import CorruptLog
 from taskq.topics import TopicSettings
 
 
@@ -82,6 +84,8 @@ def clean(files: Files, partition: Partition, settings: TopicSettings, now_ms: i
     rest = sum(files.size_of(names.log(directory, base)) for base in bases[len(segments) :]) + active.position
     going = removable(segments, rest, settings, now_ms, finished)
     if going:
+        with suppress(CorruptLog):  # a producer whose batches can't be read is one that is not known
+            remember(files, directory, active, now_ms)
         _begin_at(files, directory, going[-1].end)
         _remove_below(files, directory, going[-1].end)
     return going

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attrs import evolve
 
+from taskq.broker.log import retention
 from taskq.broker.log.catalogue import Catalogue
 from taskq.broker.log.directory import DataDirectory
 from taskq.broker.log.durability import Syncer
 from taskq.broker.log.head import GENERATION, MAGIC, NOTICE, RECOVERIES, SYNCED, Head, HeadState, Notice
-from taskq.broker.log.opening import change_head
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.segment import ActiveSegment
 from taskq.errors import CorruptLog
@@ -117,14 +116,17 @@ def a_failed_fsync_that_is_tried_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("taskq.broker.log.opening._repair", broken)
 
 
-def retention_that_does_not_note_where_the_log_begins(patch: pytest.MonkeyPatch) -> None:
-    def broken(files: SimFiles, directory: str, start: int) -> None:
-        def move(head: Head) -> None:
-            head.republish(evolve(head.state(), start_offset=start))
+def retention_without_a_sync_of_the_directory(patch: pytest.MonkeyPatch) -> None:
+    clean = retention.clean
 
-        change_head(files, directory, move)
+    def broken(files: Any, *arguments: Any) -> list[retention.Segment]:
+        files.sync_directory = lambda path: None
+        try:
+            return clean(files, *arguments)
+        finally:
+            del files.sync_directory
 
-    patch.setattr("taskq.broker.log.retention._begin_at", broken)
+    patch.setattr(retention, "clean", broken)
 
 
 def checkpoints_that_are_never_found(patch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ BROKEN: list[Breaks] = [
     commits_that_outlive_their_records,
     commits_that_are_never_synced,
     a_failed_fsync_that_is_tried_again,
-    retention_that_does_not_note_where_the_log_begins,
+    retention_without_a_sync_of_the_directory,
 ]
 
 

@@ -26,7 +26,7 @@ If there are more, a pass ends where it is full, and the next one begins there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import pairwise
@@ -34,27 +34,23 @@ from itertools import pairwise
 from attrs import asdict, define, evolve, frozen
 
 from taskq.broker.log import names, replacement
-from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, check_crc, encode_batch, read_header
+from taskq.broker.log.batch import BadBatch
 from taskq.broker.log.damage import sound_batch
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files, read_whole, write_whole
 from taskq.broker.log.head import HeadState
 from taskq.broker.log.idempotence import remember
 from taskq.broker.log.partition import Partition
-from taskq.broker.log.records import decode_record
 from taskq.broker.log.recovery import segment_bases
-from taskq.broker.log.rewriting import COMPRESSED, CONTROL, SegmentWriter
+from taskq.broker.log.rewriting import CONTROL, Keep, Segment, SegmentWriter, batches_of, records_of, reduced
 from taskq.broker.log.sealed import decode_sealed, encode_sealed
 from taskq.broker.port import Record
 from taskq.errors import CorruptLog, TopicNotFound
 
 KEYS_MAX = 1_000_000
-_READ_BYTES = 1024 * 1024
 _DIGEST_BYTES = 16
 _SPAN_MAX = (1 << 31) - 1  # offsets of a segment: they must fit the index's int32
 _NEVER = 1 << 62
-
-Keep = Callable[[Record], bool]
 
 
 @frozen
@@ -83,13 +79,6 @@ class CompactionReport:
     """How many segments became part of the one before."""
     damage: str = ""
     """Where compaction stopped, and why."""
-
-
-@frozen
-class _Segment:
-    base: int
-    end: int
-    size: int
 
 
 @frozen
@@ -167,7 +156,7 @@ def _compact(files: Files, partition: Partition, settings: CompactionSettings, n
         return evolve(report, damage=str(error))
     work = _Pass({}, progress.cleaned, due_ms)
     stopped = _note_keys(files, directory, usable, work, settings.keys_max)
-    done: list[_Segment] = []
+    done: list[Segment] = []
     for segment in usable:
         if segment.base >= work.limit:
             break
@@ -200,20 +189,18 @@ def _compact(files: Files, partition: Partition, settings: CompactionSettings, n
 
 @frozen
 class _Damaged:
-    segment: _Segment
+    segment: Segment
     what: BadBatch
 
 
-def _closed_segments(files: Files, directory: str, state: HeadState) -> list[_Segment]:
+def _closed_segments(files: Files, directory: str, state: HeadState) -> list[Segment]:
     bases = [base for base in segment_bases(files, directory) if base <= state.segment_base]
     while len(bases) > 1 and bases[1] <= state.start_offset:
         bases.pop(0)  # retention was about to remove it
-    return [_Segment(base, end, files.size_of(names.log(directory, base))) for base, end in pairwise(bases)]
+    return [Segment(base, end, files.size_of(names.log(directory, base))) for base, end in pairwise(bases)]
 
 
-def _before_damage(
-    files: Files, directory: str, segments: Sequence[_Segment], progress: _Progress
-) -> Sequence[_Segment]:
+def _before_damage(files: Files, directory: str, segments: Sequence[Segment], progress: _Progress) -> Sequence[Segment]:
     """The segments before the one that was found to be damaged, if it still is."""
     if progress.stopped is None:
         return segments
@@ -228,7 +215,7 @@ def _before_damage(
     return segments
 
 
-def _pays(segments: Sequence[_Segment], progress: _Progress, ratio: float, due_ms: int) -> bool:
+def _pays(segments: Sequence[Segment], progress: _Progress, ratio: float, due_ms: int) -> bool:
     total = sum(segment.size for segment in segments)
     dirty = sum(segment.size for segment in segments if segment.end > progress.cleaned)
     has_due_tombstones = bool(segments) and progress.tombstone_ms <= due_ms
@@ -236,7 +223,7 @@ def _pays(segments: Sequence[_Segment], progress: _Progress, ratio: float, due_m
 
 
 def _note_keys(
-    files: Files, directory: str, segments: Sequence[_Segment], work: _Pass, keys_max: int
+    files: Files, directory: str, segments: Sequence[Segment], work: _Pass, keys_max: int
 ) -> _Damaged | None:
     """Note the highest offset of each key from `work.limit` on, and move that to where the map was full, or to the end.
 
@@ -248,10 +235,10 @@ def _note_keys(
         if segment.end <= first:
             continue
         try:
-            for header, raw in _batches(files, directory, segment):
+            for header, raw in batches_of(files, directory, segment):
                 if header.next_offset <= first:
                     continue
-                for record, _ in _records(header, raw):
+                for record, _ in records_of(header, raw):
                     if record.key is not None:
                         newest[_digest(record.key)] = record.offset
                 work.limit = header.next_offset
@@ -268,75 +255,18 @@ def _digest(key: bytes) -> bytes:
     return blake2b(key, digest_size=_DIGEST_BYTES).digest()
 
 
-# -- reading
-
-
-def _batches(files: Files, directory: str, segment: _Segment) -> Iterator[tuple[BatchHeader, bytes]]:
-    """All batches of a segment. Raises BadBatch, its position counted from the segment's start, at anything odd."""
-    fd = files.open(names.log(directory, segment.base), write=False)
-    try:
-        position, due, want = 0, segment.base, _READ_BYTES
-        while position < segment.size:
-            buffer = files.pread(fd, min(want, segment.size - position), position)
-            at = 0
-            while len(buffer) - at >= HEADER_BYTES:
-                header = _checked(buffer, at, position, due)
-                if header is None:
-                    break
-                yield header, buffer[at : at + header.size]
-                at, due = at + header.size, header.next_offset
-            if not at and len(buffer) < want:
-                raise BadBatch(position, f"{len(buffer)} bytes that are no whole batch")
-            position += at
-            want = _READ_BYTES if at else want * 2
-        if due != segment.end:
-            raise BadBatch(position, f"the segment ends at offset {due}, the next one begins at {segment.end}")
-    finally:
-        files.close(fd)
-
-
-def _checked(buffer: bytes, at: int, position: int, due: int) -> BatchHeader | None:
-    """The header of the batch at `at`; None if not all of the batch is in the buffer."""
-    try:
-        header = read_header(buffer, at)
-        if at + header.size > len(buffer):
-            return None
-        check_crc(buffer, at, header)
-    except BadBatch as bad:
-        raise BadBatch(position + at, bad.reason) from None
-    if header.base_offset != due:
-        raise BadBatch(position + at, f"a batch of offset {header.base_offset} where {due} is due")
-    if header.attributes & COMPRESSED:
-        raise BadBatch(position + at, "it is compressed, which can't be compacted here")
-    return header
-
-
-def _records(header: BatchHeader, raw: bytes) -> Iterator[tuple[Record, bytes]]:
-    """The records of a batch, each with its bytes. None of a control batch, which holds markers."""
-    position = HEADER_BYTES
-    if header.attributes & CONTROL:
-        return
-    try:
-        for _ in range(header.record_count):
-            record, end = decode_record(raw, position, header.base_offset, header.base_timestamp_ms)
-            yield record, raw[position:end]
-            position = end
-    except (IndexError, UnicodeDecodeError) as error:
-        raise BadBatch(position, f"records of offset {header.base_offset} on can't be decoded: {error}") from None
-
-
 # -- rewriting
 
 
-def _replace(files: Files, partition: Partition, segments: Sequence[_Segment], keeps: Keep | None) -> _Segment:
+def _replace(files: Files, partition: Partition, segments: Sequence[Segment], keeps: Keep | None) -> Segment:
     """Put what stays of these neighbours in their place, as one segment. Raises BadBatch at damage."""
     directory, base, end = partition.directory, segments[0].base, segments[-1].end
     writer = SegmentWriter(files, replacement.temporary(names.log(directory, base)), base)
     has_changed = len(segments) > 1
     try:
         for segment in segments:
-            for header, raw in _batches(files, directory, segment):
-                staying = (header, raw) if keeps is None else _filter(header, raw, keeps)
+            for header, raw in batches_of(files, directory, segment):
+                staying = (header, raw) if keeps is None else reduced(header, raw, keeps)
                 has_changed = has_changed or staying is None or staying[0] is not header
                 if staying is not None and (header.record_count or header.attributes & CONTROL):
                     writer.add(*staying)
@@ -362,27 +292,12 @@ def _replace(files: Files, partition: Partition, segments: Sequence[_Segment], k
         files.rename(replacement.temporary(path), path)
     if len(bases) > 1:
         replacement.remove_others(files, directory, bases[1:])
-    return _Segment(base, end, writer.size)
+    return Segment(base, end, writer.size)
 
 
-def _filter(header: BatchHeader, raw: bytes, keeps: Keep) -> tuple[BatchHeader, bytes] | None:
-    """What stays of a batch: itself, a smaller one, or None. Its offsets and numbers stay as they were."""
-    if not header.record_count or header.attributes & CONTROL:
-        return header, raw
-    staying = [(record, part) for record, part in _records(header, raw) if keeps(record)]
-    if len(staying) == header.record_count:
-        return header, raw
-    if not staying:
-        return None
-    timestamp_max = max(record.timestamp_ms for record, _ in staying)
-    smaller = header._replace(record_count=len(staying), max_timestamp_ms=timestamp_max)
-    raw = encode_batch(smaller, b"".join(part for _, part in staying))
-    return read_header(raw, 0), raw
-
-
-def _join(files: Files, partition: Partition, segments: Sequence[_Segment], segment_bytes: int) -> list[_Segment]:
+def _join(files: Files, partition: Partition, segments: Sequence[Segment], segment_bytes: int) -> list[Segment]:
     """Join neighbours that fit into one segment; return what there is then."""
-    groups: list[list[_Segment]] = []
+    groups: list[list[Segment]] = []
     for segment in segments:
         group = groups[-1] if groups else []
         size = sum(one.size for one in group) + segment.size

@@ -48,6 +48,8 @@ from taskq.errors import BrokerError, BrokerUnavailable, StorageError
 
 SEGMENT_BYTES_MAX = 1024 * 1024 * 1024  # Kafka's log.segment.bytes; positions must fit the index's int32
 
+Admit = Callable[[], int | None]
+
 _log = logging.getLogger("taskq.log")
 
 
@@ -116,13 +118,7 @@ class Partition(PartitionView):
     # -- appending
 
     def append(  # noqa: PLR0912 - a frame more would be felt
-        self,
-        batch: bytes,
-        count: int,
-        timestamp_ms: int,
-        *,
-        wait: bool = True,
-        admit: Callable[[], int | None] | None = None,
+        self, batch: bytes, count: int, timestamp_ms: int, *, wait: bool = True, admit: Admit | None = None
     ) -> int:
         """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
 
@@ -385,7 +381,7 @@ class Partition(PartitionView):
         """Note how far the log is sound, if this process has appended to it, and let go of its files."""
         if self._appended and not self.is_deleted:
             self._write_checkpoint()
-        with self._mutex:
+        with self._mutex, self._syncer.mutex:
             OPEN.discard(self)
             if self._segment is not None:
                 self._segment.close()

@@ -1,25 +1,45 @@
-"""Writing a segment that has fewer records than the ones it is made of, and yet covers all their offsets."""
+"""Reading closed segments batch by batch, and writing one that has fewer records and yet covers all their offsets."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from attrs import frozen
+
+from taskq.broker.log import names
 from taskq.broker.log.batch import (
     BASE_OFFSET,
     HEADER_BYTES,
+    BadBatch,
     BatchHeader,
+    check_crc,
     encode_batch,
     encode_filler,
     read_header,
 )
 from taskq.broker.log.files import Files
 from taskq.broker.log.index import IndexBuilder
+from taskq.broker.log.records import decode_record
+from taskq.broker.port import Record
 
 COMPRESSED = 0x07
 CONTROL = 0x20
+_READ_BYTES = 1024 * 1024
 _WRITE_BYTES = 1024 * 1024
+
+Keep = Callable[[Record], bool]
+
+
+@frozen
+class Segment:
+    """A closed segment: its offsets, from the first up to the one before `end`, and the bytes of its log."""
+
+    base: int
+    end: int
+    size: int
 
 
 class SegmentWriter:
@@ -99,3 +119,75 @@ class SegmentWriter:
         """Remove what has been written."""
         with suppress(FileNotFoundError):
             self._files.unlink(self._path)
+
+
+# -- reading
+
+
+def batches_of(files: Files, directory: str, segment: Segment) -> Iterator[tuple[BatchHeader, bytes]]:
+    """All batches of a segment. Raises BadBatch, its position counted from the segment's start, at anything odd."""
+    fd = files.open(names.log(directory, segment.base), write=False)
+    try:
+        position, due, want = 0, segment.base, _READ_BYTES
+        while position < segment.size:
+            buffer = files.pread(fd, min(want, segment.size - position), position)
+            at = 0
+            while len(buffer) - at >= HEADER_BYTES:
+                header = _checked(buffer, at, position, due)
+                if header is None:
+                    break
+                yield header, buffer[at : at + header.size]
+                at, due = at + header.size, header.next_offset
+            if not at and len(buffer) < want:
+                raise BadBatch(position, f"{len(buffer)} bytes that are no whole batch")
+            position += at
+            want = _READ_BYTES if at else want * 2
+        if due != segment.end:
+            raise BadBatch(position, f"the segment ends at offset {due}, the next one begins at {segment.end}")
+    finally:
+        files.close(fd)
+
+
+def _checked(buffer: bytes, at: int, position: int, due: int) -> BatchHeader | None:
+    """The header of the batch at `at`; None if not all of the batch is in the buffer."""
+    try:
+        header = read_header(buffer, at)
+        if at + header.size > len(buffer):
+            return None
+        check_crc(buffer, at, header)
+    except BadBatch as bad:
+        raise BadBatch(position + at, bad.reason) from None
+    if header.base_offset != due:
+        raise BadBatch(position + at, f"a batch of offset {header.base_offset} where {due} is due")
+    if header.attributes & COMPRESSED:
+        raise BadBatch(position + at, "it is compressed, which can't be compacted here")
+    return header
+
+
+def records_of(header: BatchHeader, raw: bytes) -> Iterator[tuple[Record, bytes]]:
+    """The records of a batch, each with its bytes. None of a control batch, which holds markers."""
+    position = HEADER_BYTES
+    if header.attributes & CONTROL:
+        return
+    try:
+        for _ in range(header.record_count):
+            record, end = decode_record(raw, position, header.base_offset, header.base_timestamp_ms)
+            yield record, raw[position:end]
+            position = end
+    except (IndexError, UnicodeDecodeError) as error:
+        raise BadBatch(position, f"records of offset {header.base_offset} on can't be decoded: {error}") from None
+
+
+def reduced(header: BatchHeader, raw: bytes, keeps: Keep) -> tuple[BatchHeader, bytes] | None:
+    """What stays of a batch: itself, a smaller one, or None. Its offsets and numbers stay as they were."""
+    if not header.record_count or header.attributes & CONTROL:
+        return header, raw
+    staying = [(record, part) for record, part in records_of(header, raw) if keeps(record)]
+    if len(staying) == header.record_count:
+        return header, raw
+    if not staying:
+        return None
+    timestamp_max = max(record.timestamp_ms for record, _ in staying)
+    smaller = header._replace(record_count=len(staying), max_timestamp_ms=timestamp_max)
+    raw = encode_batch(smaller, b"".join(part for _, part in staying))
+    return read_header(raw, 0), raw

@@ -108,7 +108,8 @@ def _first_timestamp_ms(files: Files, path: str) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        return read_header(files.pread(fd, HEADER_BYTES, 0), 0).max_timestamp_ms
+        raw = files.pread(fd, HEADER_BYTES, 0)
+        return read_header(raw, 0).max_timestamp_ms if len(raw) == HEADER_BYTES else None
     except BadBatch:
         return None
     finally:
@@ -177,7 +178,10 @@ def _by_index(files: Files, directory: str, base: int, log_fd: int) -> int | Non
     timestamp_ms, relative = TIME_ENTRY.unpack_from(time_index, len(time_index) - TIME_ENTRY.size)
     try:
         position = find(files, log_fd, index, base, base + relative, 1 << 62)
-        header = read_header(files.pread(log_fd, HEADER_BYTES, position), 0)
+        raw = files.pread(log_fd, HEADER_BYTES, position)
+        if len(raw) < HEADER_BYTES:  # the index names an offset past the segment's end
+            return None
+        header = read_header(raw, 0)
     except BadBatch:
         return None
     if header.max_timestamp_ms != timestamp_ms or header.next_offset != base + relative + 1:

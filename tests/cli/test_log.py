@@ -88,6 +88,18 @@ def test_a_warning_is_no_failure(taskq: Taskq, log: Path):
     assert said.out.startswith(f"warning: {partition_of(log)}/checkpoint: ")
 
 
+def test_a_long_one_shows_progress_on_a_terminal(taskq: Taskq, log: Path, monkeypatch: pytest.MonkeyPatch):
+    import sys
+
+    assert taskq("log", "verify", str(log)).err == ""
+    monkeypatch.setattr("taskq.cli.log._PROGRESS_BYTES_MIN", 1)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    said = taskq("log", "verify", str(log))
+    assert "verifying" in said.err
+    assert "100%" in said.err
+    assert said.out.endswith("sound\n")
+
+
 def test_what_is_no_log_is_a_usage_error(taskq: Taskq, tmp_path: Path):
     for command in ("verify", "dump"):
         said = taskq("log", command, str(tmp_path / "nothing"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from attrs import asdict, define, field
@@ -74,23 +73,14 @@ def verify(files: Files, path: str, progress: Progress = lambda size: None) -> V
 
 
 def log_files(files: Files, path: str) -> list[str]:
-    """All segments' files in `path` and below, or `path` itself."""
+    """All segments' files in `path` and below, or `path` itself if it is one."""
     try:
         entries = sorted(files.listdir(path))
     except NotADirectoryError:
-        return [path]
+        return [path] if names.log_base_offset(os.path.basename(path)) is not None else []
     except FileNotFoundError:
         return []
-    found: list[str] = []
-    for name in entries:
-        if names.log_base_offset(name) is not None:
-            found.append(f"{path}/{name}")
-        elif "." not in name or name not in {"waiters", "groups"}:
-            with suppress(OSError):
-                found += [
-                    one for one in log_files(files, f"{path}/{name}") if names.log_base_offset(one[-24:]) is not None
-                ]
-    return found
+    return [one for name in entries for one in log_files(files, f"{path}/{name}")]
 
 
 def _segment_file(files: Files, path: str, found: Verified, progress: Progress) -> None:

@@ -181,7 +181,9 @@ class EmbeddedConsumer:
 
     def _lose(self) -> frozenset[TopicPartition]:
         """Let go of partitions whose topic has been deleted."""
-        lost = frozenset(tp for tp, held in self._held.items() if held.partition.is_deleted)
+        topics = {tp.topic for tp in self._held}
+        gone = {topic for topic in topics if self._directory.find(topic) is None}
+        lost = frozenset(tp for tp, held in self._held.items() if tp.topic in gone or held.partition.is_deleted)
         for tp in lost:
             held = self._held.pop(tp)
             held.cursor.close()

@@ -30,6 +30,7 @@ def command(broker: str | None, app: str | None, metrics_host: str | None, port:
     All groups that have ever run on the broker are shown; with an app, also those of its groups that have not.
     """
     from taskq.broker import connect
+    from taskq.cli.limits import raise_file_limit
     from taskq.cli.logs import log_to_stderr
     from taskq.config import load_settings
     from taskq.exporter import Exporter
@@ -37,6 +38,7 @@ def command(broker: str | None, app: str | None, metrics_host: str | None, port:
     from taskq.worker.http import Health, serve
 
     log_to_stderr()
+    raise_file_limit()
     settings = load_settings(broker=broker, app=app, metrics_host=metrics_host)
     groups = _groups_of_app(settings)
     found = connect(settings)

@@ -66,10 +66,12 @@ def command(ctx: click.Context, /, **arguments: Any) -> None:
 
     Ctrl-C or SIGTERM drains: what runs may end, nothing new is started. A second one stops at once.
     """
+    from taskq.cli.limits import raise_file_limit
     from taskq.cli.logs import log_to_stderr
     from taskq.config import load_settings
 
     log_to_stderr()
+    raise_file_limit()
     given = WorkerArguments(**arguments)
     if given.child_fd is None and given.processes > 1:
         ctx.exit(_supervise(given, load_settings(app=given.app, **given.overrides())))

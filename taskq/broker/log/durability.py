@@ -17,7 +17,7 @@ from taskq.broker.log.files import Files
 from taskq.broker.log.head import NAMED, NOTICE, RECOVERIES, SYNCED, Head, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
 from taskq.broker.log.segment import ActiveSegment
-from taskq.errors import StorageError
+from taskq.errors import StorageError, TopicNotFound
 
 
 class SyncFailed(StorageError):
@@ -44,10 +44,12 @@ class Syncer:
     def sync(self, segment: ActiveSegment, wanted: int) -> None:
         """Return once everything below offset `wanted` is on stable storage; `segment` is the one last appended to.
 
-        Raises SyncFailed, then for good; StorageError if it could not be tried.
+        Raises SyncFailed, then for good; StorageError if it could not be tried; TopicNotFound.
         """
         with self.mutex:
             if not self.is_durable(wanted):
+                if self._head.words[NOTICE] & Notice.DELETED:  # and what is open here may have been closed
+                    raise self._gone()
                 self._lock()
                 try:
                     self._check_repairs()
@@ -101,15 +103,22 @@ class Syncer:
         """Make the names of the files durable. Under the sync lock or the append lock."""
         try:
             self._files.sync_directory(self._directory)
+        except FileNotFoundError:
+            raise self._gone() from None
         except OSError as error:
             raise storage_error(self._name, self._directory, error) from error
         self._head.words[NAMED] = 1
+
+    def _gone(self) -> TopicNotFound:
+        return TopicNotFound(f"{self._name}: the topic has been deleted")
 
     def _lock(self) -> None:
         try:
             if self._fd < 0:
                 self._fd = open_lockable(self._files, self._directory, write=False)
             lock(self._fd)
+        except FileNotFoundError:
+            raise self._gone() from None
         except OSError as error:
             raise storage_error(self._name, self._directory, error) from error
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from taskq.broker.log.partition import Partition
-from taskq.errors import StorageError
+from taskq.errors import StorageError, TopicNotFound
 
 _SLOW_S = 1.0
 _TELL_AGAIN_S = 30.0
@@ -93,6 +93,8 @@ class Flusher:
             if partition.needs_sync:
                 try:
                     partition.sync()
+                except TopicNotFound:
+                    continue  # deleted just now
                 except StorageError as error:
                     self._tell(partition.name, str(error))
                 except Exception as error:  # whatever it is: the others must be synced too

@@ -40,6 +40,7 @@ ONCE_FOUND = {
     31062: "a sync said that what a repair had lost was durable",
     40111: "a killed append came back in the place of another",
     41199: "a killed append came back in the place of another",
+    702792: "a time index that was wrong ended retention",
 }
 """Seed -> what it found when it first ran. What a seed does changes with the engine's calls; the list is cheap."""
 

@@ -136,6 +136,7 @@ class World:
             self._say(f"   {process.name}: {type(error).__name__}: {error}")
             if not process.files.faults and not self._may_fail(process):
                 raise Wrong(f"{process.name} fails, and nothing else did: {error!r}") from error
+            self.counts.disks_full += isinstance(error, StorageFull)
             process.has_failed = True  # it may refuse from here on, whatever others do
             self._note_failures()
             if self.rng.random() < 0.6:

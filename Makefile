@@ -6,12 +6,13 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-once test bench lint docs clean
+.PHONY: help demo demo-once test crash bench lint docs clean
 
 help:
 	@echo "make demo       the social feed example: web, two workers, addresses to open; until Ctrl-C"
 	@echo "make demo-once  the same, ending after its numbers"
 	@echo "make test       every test"
+	@echo "make crash      an hour of trying to break the log: power cuts, kills, failing disks, fuzzing; new seeds"
 	@echo "make bench      our curves, and the peers side by side"
 	@echo "make lint       ruff, mypy, basedpyright, import contracts"
 	@echo "make docs       the documentation, in site/"
@@ -27,6 +28,10 @@ demo-once: $(VENV)/.example
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
 	$(BIN)/python -m pytest -m "not alone" -n auto $(TESTS)
+
+# Each prints its seed, and its numbers again at the end. CRASH="--kills 100 --cuts 500" for less, --seed N for the same.
+crash: $(VENV)/.test
+	$(BIN)/python -m tests.crash.long $(CRASH)
 
 # The peers go into an environment of their own, .venv-bench.
 bench: $(VENV)/.test

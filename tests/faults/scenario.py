@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from taskq.broker import embedded
@@ -38,7 +38,7 @@ class Scenario:
     def __init__(self, root: Path, files: FaultyFiles) -> None:
         self.root = str(root)
         self.files = files
-        self.errors: list[BrokerError] = []
+        self.errors: list[str] = []
         self.acknowledged: dict[TopicPartition, dict[int, bytes]] = {}
         self.sent: set[bytes] = set()
         self.committed: dict[TopicPartition, Committed] = {}
@@ -58,15 +58,16 @@ class Scenario:
         try:
             step()
         except StorageFull as error:
-            self.errors.append(error)
-            step()
+            self.errors.append(repr(error))  # the error itself would keep everything alive
         except BrokerError as error:
-            self.errors.append(error)
+            self.errors.append(repr(error))
             try:
                 self.close()
             except BrokerError as second:
-                self.errors.append(second)
-            step()
+                self.errors.append(repr(second))
+        else:
+            return
+        step()
 
     @property
     def broker(self) -> EmbeddedBroker:
@@ -122,7 +123,10 @@ class Scenario:
         members = Path(names.members(self.root, _GROUP))
         if members.is_dir():
             (members / "dead").write_text('["one"]')
-        consumer = self.broker.consumer(_GROUP, ["one", "two"])
+        with closing(self.broker.consumer(_GROUP, ["one", "two"])) as consumer:
+            self.take_part(consumer)
+
+    def take_part(self, consumer: Consumer) -> None:
         held: dict[TopicPartition, int] = {}
         for _ in range(_POLLS):
             if len(held) == 3:
@@ -143,7 +147,6 @@ class Scenario:
         consumer.leave()
         revoking = consumer.poll(1).revoking
         consumer.release(sorted(revoking))
-        consumer.close()
 
     def commit(self, consumer: Consumer, held: dict[TopicPartition, int]) -> None:
         for tp, offset in list(held.items()) + [(_ONE, held[_ONE])] * COMMITS_UNSYNCED_MAX:
@@ -269,11 +272,10 @@ class Scenario:
         for tp in (torn, gap, beyond):
             for _ in range(3):
                 self.broker.producer().send(tp.topic, b"gone, maybe")
-        consumer = self.broker.consumer("late", ["beyond"])
-        while not consumer.poll(0.01).assigned:
-            pass
-        consumer.commit({beyond: Committed(2, b"more")})
-        consumer.close()
+        with closing(self.broker.consumer("late", ["beyond"])) as consumer:
+            while not consumer.poll(0.01).assigned:
+                pass
+            consumer.commit({beyond: Committed(2, b"more")})
         self.close()
         self.files.boot = (self.files.boot[0] + 1, 1)
         for tp, keep in ((torn, 90), (gap, 10), (beyond, 90)):

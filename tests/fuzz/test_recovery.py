@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from taskq.broker.log.batch import encode_many, encode_one
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
-from taskq.broker.port import Message, Record
+from taskq.broker.port import Lost, Message, Record
 from taskq.errors import BrokerError, CorruptLog
 from tests.fuzz.mutations import NOW_MS, harmed
 
@@ -74,10 +74,11 @@ class Harmed(dict[str, bytes | None]):
 
 
 @st.composite
-def harmed_files(draw: st.DrawFn) -> Harmed:
+def harmed_files(draw: st.DrawFn, spared: str = "") -> Harmed:
     """The partition's files, one to three of them harmed or gone."""
     files = Harmed(template()[0])
-    for name in draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=3, unique=True)):
+    names = sorted(files.keys() - {spared})
+    for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)):
         sound = template()[0][name]
         files[name] = draw(harmed(sound) | st.none() | st.binary(max_size=300))
     return files
@@ -143,18 +144,21 @@ def test_a_harmed_partition_serves_what_was_written_or_nothing(scratch: Path, fi
         except BrokerError as error:
             event(f"an append is refused: {type(error).__name__}")
             return
-        # There may be damage right before it that nobody has had reason to look for: then only who skips gets it.
-        cursor = partition.cursor(offset, lambda lost: None)
-        assert [record.value for record in cursor.read(1000)] == [_NEW]
+        # There may be damage right before it that nobody has had reason to look for, and where batches begin may be
+        # unknown after it. Who skips that gets what was written, or is told that it is lost.
+        lost: list[Lost] = []
+        cursor = partition.cursor(offset, lost.append)
+        assert [record.value for record in cursor.read(1000)] == [_NEW] or lost
         cursor.close()
         event("appended")
     finally:
         partition.close()
 
 
-@given(files=harmed_files())
+@given(files=harmed_files(spared="checkpoint"))
 def test_what_recovery_leaves_is_recovered_to_the_same(scratch: Path, files: Harmed):
-    """Twice is once: what the first recovery made of it is sound to the next."""
+    """Twice is once: what the first recovery made of it is sound to the next. A checkpoint that is gone takes with it
+    what is known of offsets that were given out."""
     directory = lay(scratch, files)
     ends = []
     for boot in (2, 3):

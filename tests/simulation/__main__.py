@@ -11,8 +11,8 @@ import sys
 import time
 import traceback
 
+from tests.simulation.counts import Counts
 from tests.simulation.run import run
-from tests.simulation.world import Counts
 
 PROGRESS_S = 5.0
 

@@ -13,7 +13,8 @@ from random import Random
 
 import pytest
 
-from tests.simulation.world import Counts, World
+from tests.simulation.counts import Counts
+from tests.simulation.world import World
 
 CUTS_MAX = 4
 

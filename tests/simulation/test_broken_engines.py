@@ -15,10 +15,10 @@ from taskq.broker.log.head import GENERATION, MAGIC, NOTICE, RECOVERIES, SYNCED,
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.segment import ActiveSegment
 from taskq.errors import CorruptLog
+from tests.simulation.counts import Counts
 from tests.simulation.files import SimFiles
 from tests.simulation.model import Wrong
 from tests.simulation.run import run
-from tests.simulation.world import Counts
 
 HISTORIES_MAX = 1500
 Breaks = Callable[[pytest.MonkeyPatch], None]

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from tests.simulation.counts import Counts
 from tests.simulation.run import run
-from tests.simulation.world import Counts
 
 FRESH_S = 12.0
 CUTS_MIN = 20

@@ -6,47 +6,25 @@ Everything follows from the seed.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-
-from attrs import define, field
 
 from taskq.broker.log import names, retention
 from taskq.broker.log.head import NOTICE, SYNCED, Notice
 from taskq.broker.port import Committed, Record, TopicPartition
 from taskq.errors import BrokerUnavailable, CorruptLog, StorageError, StorageFull
 from taskq.topics import TopicSettings
+from tests.simulation.counts import Counts
 from tests.simulation.disk import Disk, remove_directory
 from tests.simulation.files import Fate, Killed, PowerCut
 from tests.simulation.model import PartitionModel, Plain, Wrong
 from tests.simulation.process import Process
+from tests.simulation.reports import check_report, log_sizes
 
 PROCESSES_MAX = 3
 GROUPS = ("mail", "search")
 FIRST_MS = 1_700_000_000_000
-
-
-@define
-class Counts:
-    """What a run has done so far."""
-
-    histories: int = 0
-    cuts: int = 0
-    recoveries_cut: int = 0
-    kills: int = 0
-    fsyncs_failed: int = 0
-    disks_full: int = 0
-    repairs: int = 0
-    records_appended: int = 0
-    records_checked: int = 0
-    records_lost: int = 0
-    """Not acknowledged as durable, so allowed."""
-    commits: int = 0
-    segments_removed: int = 0
-    fates: Counter[str] = field(factory=Counter)
 
 
 class World:
@@ -356,7 +334,8 @@ class World:
 
     def _settle(self, tp: TopicPartition, model: PartitionModel) -> None:
         process = self.processes[-1]
-        sizes = self._log_sizes(tp)
+        directory = self._directory_of(tp)
+        sizes = log_sizes(directory)
         partition = process.partition(tp)
         end = partition.end()
         found = process.read(tp)
@@ -365,7 +344,7 @@ class World:
         self.counts.records_lost += lost
         self.counts.records_checked += len(found)
         self._say(f"   {tp} ends at {end}; {had_synced} was synced, {lost} records are lost")
-        self._check_report(tp, end, sizes)
+        check_report(directory, end, sizes)
         for group in GROUPS:
             model.cut_commit(group, process.committed(group, tp))
         self._look_up(process, tp, found)
@@ -388,6 +367,9 @@ class World:
             if records != found[at : at + len(records)] or not records:
                 raise Wrong(f"reading {tp} from offset {found[at].offset} gives {records[:1]}")
 
+    def _directory_of(self, tp: TopicPartition) -> str:
+        return names.partition(names.topic(f"{self.disk.base}/data", tp.topic), tp.partition)
+
     def _reboot(self) -> None:
         """A boot that loses nothing: recovery must find what it found before."""
         self._say("-- a boot without loss")
@@ -398,25 +380,6 @@ class World:
         self._start()
         for tp, model in self.partitions.items():
             self._check_again(tp, model)
-
-    def _log_sizes(self, tp: TopicPartition) -> dict[int, int]:
-        directory = Path(names.partition(names.topic(f"{self.disk.base}/data", tp.topic), tp.partition))
-        return {int(path.stem): path.stat().st_size for path in directory.glob("*.log")}
-
-    def _check_report(self, tp: TopicPartition, end: int, sizes: dict[int, int]) -> None:
-        """recovery.json says what was cut."""
-        if not sizes:
-            return
-        directory = names.partition(names.topic(f"{self.disk.base}/data", tp.topic), tp.partition)
-        report = json.loads(Path(names.recovery_report(directory)).read_text())[-1]
-        state = report["state"]
-        if state["next_offset"] != end:
-            raise Wrong(f"recovery.json says that {tp} ends at {state['next_offset']}, not at {end}")
-        if report["missing"] is not None:
-            raise Wrong(f"recovery says that offsets {report['missing']} of {tp} are gone, though they were synced")
-        had = sizes.get(state["segment_base"], 0)
-        if report["cut_bytes"] != had - state["position"]:
-            raise Wrong(f"recovery.json says {report['cut_bytes']} bytes of {had} were cut to {state['position']}")
 
 
 _STEPS: list[Callable[[World, Process], None]] = [

@@ -137,7 +137,7 @@ def is_aside(file_name: str) -> bool:
 
 
 _PARTITION_FILES = frozenset({"head", "checkpoint", "compacted", "merging", "recovery.json"})
-_ROOT_FILES = frozenset({"taskq.json", "lock", "producer-ids", "topics", "groups", "waiters"})
+_ROOT_FILES = frozenset({"taskq.json", "lock", "cleaner.lock", "producer-ids", "topics", "groups", "waiters"})
 
 
 def is_partition_file(file_name: str) -> bool:

@@ -10,20 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.inspection import DAMAGE, INFORMATION, WARNING, Finding
-from taskq.broker.log.offsets import SLOT_BYTES, SLOT_POSITIONS, encode_slot
 from taskq.broker.log.verify import Verified, verify
-from taskq.broker.port import Committed, Message, TopicPartition
 from taskq.errors import ConfigError
 from tests.broker.log.conftest import NOW_MS
 from tests.broker.log.segments import append_many, batches, fill, flip, logs, overwrite
 from tests.broker.log.test_lookup import open_in
 from tests.broker.log.test_partition import STOPS_IN_THE_MIDDLE, reboot, start_python
 from tests.processes import wait_until
-
-FEED = TopicPartition("feed", 0)
 
 
 @pytest.fixture
@@ -35,20 +30,6 @@ def log(tmp_path: Path) -> Path:
         fill(partition, [NOW_MS] * 3)
     partition.close()
     assert len(logs(tmp_path)) > 3
-    return tmp_path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A data directory: a topic of two partitions, and a group that has committed."""
-    broker = EmbeddedBroker(str(tmp_path), partitions_default=2)
-    broker.producer().send_many("feed", [Message(b"%d" % number) for number in range(20)])
-    consumer = broker.consumer("readers", ["feed"])
-    while not consumer.poll(5).assigned:
-        pass
-    for number in (3, 4):
-        consumer.commit({FEED: Committed(number, b"meta")})
-    broker.close()
     return tmp_path
 
 
@@ -71,22 +52,6 @@ def test_a_sound_log_has_no_findings_and_is_counted(log: Path) -> None:
     assert (counts.partitions, counts.segments) == (1, len(logs(log)))
     assert (counts.batches, counts.records) == (32, 104)
     assert counts.size_bytes == sum(path.stat().st_size for path in logs(log))
-
-
-def test_a_sound_data_directory_has_no_findings(data: Path) -> None:
-    found = look(data)
-    assert found.findings == []
-    assert (found.counts.topics, found.counts.partitions, found.counts.records) == (1, 2, 20)
-
-
-def test_nothing_is_written(data: Path) -> None:
-    def state() -> dict[str, tuple[int, int]]:
-        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in data.rglob("*")}
-
-    before = state()
-    for path in (data, data / "topics" / "feed", data / "topics" / "feed" / "0"):
-        look(path)
-    assert state() == before
 
 
 @pytest.mark.parametrize("byte", [0, 7, 9, 16, 18, 21, 25, 40, 60, 61, 68])
@@ -250,68 +215,6 @@ def test_a_segment_that_was_begun_by_a_writer_that_died_is_no_damage(log: Path) 
     (log / f"{104:020}.log").touch()
     assert damage(log) == []
     assert [name for name, _ in of(log, INFORMATION)] == [f"{104:020}.log"]
-
-
-# -- a data directory
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "said"),
-    [
-        ("taskq.json", "{", "not the JSON"),
-        ("taskq.json", '{"format": 99}', "format 99"),
-        ("taskq.json", None, "missing"),
-        ("topics/feed/topic.json", "[]", "not the JSON object"),
-        ("topics/feed/topic.json", '{"partitions": "two"}', "how many partitions"),
-        ("topics/feed/topic.json", None, "missing"),
-        ("topics/feed/extra", "x", "foreign"),
-        ("extra", "x", "foreign"),
-    ],
-)
-def test_other_files_are_checked_too(data: Path, file: str, content: str | None, said: str) -> None:
-    path = data / file
-    if content is None:
-        path.unlink()
-    else:
-        path.write_text(content)
-    (one,) = damage(data)
-    assert one.file == str(path)
-    assert said in one.what
-
-
-def test_a_missing_partition_is_found(data: Path) -> None:
-    directory = data / "topics" / "feed" / "1"
-    for path in directory.iterdir():
-        path.unlink()
-    directory.rmdir()
-    (one,) = damage(data)
-    assert one.file == str(directory)
-
-
-def lease(data: Path) -> Path:
-    return data / "groups" / "readers" / "topics" / "feed" / "0"
-
-
-def test_a_torn_commit_is_a_warning_and_two_are_damage(data: Path) -> None:
-    path = lease(data)
-    raw = path.read_bytes()
-    first = next(at for at in SLOT_POSITIONS if raw[at : at + SLOT_BYTES].strip(b"\0"))
-    flip(path, first + 20)
-    (one,) = [one for one in look(data).findings if one.severity == WARNING]
-    assert (one.file, one.position) == (str(path), first)
-    assert damage(data) == []
-    overwrite(path, 512, b"\1" * (len(raw) - 512))
-    (one,) = damage(data)
-    assert one.file == str(path)
-    assert "begins again at the start of feed/0" in one.what
-    path.write_bytes(raw)
-    assert look(data).findings == []
-
-
-def test_a_commit_beyond_the_end_is_damage(data: Path) -> None:
-    overwrite(lease(data), 512, encode_slot(99, Committed(5000), 5000))
-    (one,) = damage(data)
-    assert "committed offset 5000" in one.what
 
 
 def test_a_path_that_is_no_log_is_refused(tmp_path: Path) -> None:

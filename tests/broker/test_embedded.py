@@ -169,5 +169,5 @@ def test_too_many_open_files_are_no_partitions_fault(tmp_path: Path, monkeypatch
         consumer = broker.consumer("g", ["feed"])
         consumer.poll(0)
         fail_to_read(monkeypatch, errno.EMFILE)
-        with pytest.raises(BrokerUnavailable, match="too many open files: this process may have .*ulimit"):
+        with pytest.raises(BrokerUnavailable, match=r"too many open files: this process may have .*ulimit"):
             consumer.poll(0)

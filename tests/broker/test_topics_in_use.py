@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,10 @@ class Publisher:
         return said
 
 
+def went_on(publishers: Sequence[Publisher], since: Sequence[int], count: int) -> bool:
+    return all(one.acknowledged > n + count for one, n in zip(publishers, since, strict=True))
+
+
 @contextmanager
 def opened(root: Path, durability: str = "interval:100") -> Iterator[EmbeddedBroker]:
     broker = EmbeddedBroker(str(root), durability=Durability.parse(durability), partitions_default=2)
@@ -105,14 +110,12 @@ def test_what_is_acknowledged_after_a_deletion_is_there_once(tmp_path: Path, dur
             admin = broker.admin()
             for _ in range(15):
                 seen = [one.acknowledged for one in publishers]
-                wait_until(
-                    lambda seen=seen: all(p.acknowledged > n + 20 for p, n in zip(publishers, seen)), "they go on"
-                )
+                wait_until(partial(went_on, publishers, seen, 20), "they go on")
                 if "feed" in admin.topics():
                     admin.delete_topic("feed")
             # What they had begun by now may be in the topic that is gone; what they begin later can't.
             settled = [one.begun for one in publishers]
-            wait_until(lambda: all(p.acknowledged > n + 200 for p, n in zip(publishers, settled)), "they go on")
+            wait_until(lambda: went_on(publishers, settled, 200), "they go on")
         finally:
             said = [one.stop() for one in publishers]
         assert said == ["", ""]
@@ -230,8 +233,7 @@ def test_a_deleter_that_dies_leaves_what_the_next_one_finishes(
         for number in range(10):
             producer.send("feed", b"old %d" % number)
         consumer = broker.consumer("group", ["feed"])
-        assigned: dict[TopicPartition, Committed] = {}
-        wait_until(lambda: assigned.update(consumer.poll(1).assigned) or len(assigned) == 2, "it is assigned")
+        wait_until(lambda: consumer.poll(1).assigned, "it is assigned")
         consumer.commit({TopicPartition("feed", 0): Committed(3)})
         consumer.close()
         calls = [0]

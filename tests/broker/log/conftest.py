@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def open_partition(tmp_path: Path) -> Iterator[OpenPartition]:
     """Opens the one partition of this test, any number of times, each as another process would."""
     opened: list[Partition] = []
 
-    def open_one(files: RealFiles | None = None, **options: int) -> Partition:
+    def open_one(files: RealFiles | None = None, **options: Any) -> Partition:
         partition = Partition(
             files or RealFiles(), str(tmp_path), "feed/0", lambda bits: None, lambda end: (), **options
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from taskq.broker.log import retention
 from taskq.broker.log.batch import ProducerStamp, encode_many
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.idempotence import IdempotentAppender, next_producer_id, remember, snapshot_offsets
@@ -19,6 +20,7 @@ from taskq.broker.log.partition import Partition
 from taskq.broker.log.producers import OutOfOrderSequence, ProducerFenced
 from taskq.broker.port import Message, WouldBlock
 from taskq.errors import CorruptLog, StorageError
+from taskq.topics import TopicSettings
 from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
 from tests.broker.log.test_partition import read_all, reboot, values
 
@@ -235,6 +237,22 @@ def test_what_is_removed_is_remembered_before(open_partition: OpenPartition, tmp
     assert appends.append(sent(0, b"early")) == 0  # one that has been idle meanwhile
     for path, raw in kept.items():
         path.write_bytes(raw)
+    late.close()
+    appends.close()
+
+
+def test_retention_remembers_what_it_removes(open_partition: OpenPartition) -> None:
+    partition = open_partition(segment_bytes_max=300)
+    appends = appender(partition)
+    appends.append(sent(0, b"early"))
+    for number in range(20):
+        partition.append(plain(b"%d" % number * 20), 1, NOW_MS)
+    keeps_nothing = TopicSettings(retention_ms=1, unfinished="delete")
+    assert retention.clean(FILES, partition, keeps_nothing, NOW_MS + 10, 0)
+    assert partition.bounds().start > 5
+    late = appender(partition)
+    assert late.append(sent(0, b"early")) == 0
+    assert appends.append(sent(1, b"next")) == partition.end() - 1
     late.close()
     appends.close()
 

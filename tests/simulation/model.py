@@ -195,7 +195,7 @@ class PartitionModel:
         options = self.group(group).ever()
         if not any(_is_left_of(found, *option, end) for option in options):
             raise Wrong(f"group {group} has committed {found}, which is none of {options}")
-        self.groups[group] = GroupModel([(found, end)])
+        self.groups[group] = GroupModel([(found, end)], history=self.group(group).history)
 
 
 Option = tuple[Committed | None, int]
@@ -212,6 +212,8 @@ class GroupModel:
     since: list[Option] = field(factory=list)
     failed: list[Option] = field(factory=list)
     """Those since the last good one that raised, or never returned: they may be there after all."""
+    history: list[Option] = field(factory=list)
+    """All that were ever made."""
 
     def now(self) -> list[Option]:
         return [*(self.since[-1:] or self.lasting), *self.failed]
@@ -225,13 +227,15 @@ class GroupModel:
 
     def committed(self, committed: Committed, end: int) -> None:
         self.since.append((committed, end))
+        self.history.append((committed, end))
         self.failed.clear()
         if len(self.since) == offsets.COMMITS_UNSYNCED_MAX:
             self.lasting, self.since = self.since[-1:], []
 
     def fsync_failed(self) -> None:
-        """Any of them may be what the system still has."""
-        self.lasting, self.since, self.failed = self.ever(), [], []
+        """Any of them may be what the system still has. Whoever takes the lease next can't know that what it finds in
+        memory never reached the disk, so a later power cut may uncover one that is older still."""
+        self.lasting, self.since, self.failed = [*self.history, *self.ever()], [], []
 
 
 def _is_left_of(found: Committed | None, committed: Committed | None, end_then: int, end: int) -> bool:

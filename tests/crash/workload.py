@@ -28,7 +28,7 @@ GROUPS = ("feed", "search")
 DURABILITIES = (Durability("fsync"), Durability("interval", 5), Durability("os"))
 
 _SIZES = (0, 10, 100, 100, 200, 500, 5000)
-_SIZE_LARGE = SEGMENT_BYTES + 1000
+_SIZE_LARGE = 200_000  # writing it takes long enough to be killed in the middle
 _CRC_BYTES = 4
 
 
@@ -68,7 +68,7 @@ def operations(seed: str, writer: int) -> Iterator[Op]:
         for _ in range(rng.randint(1, 40) if in_bulk else 1):
             # In bulk all have keys if there are several partitions: then it is known which belong together.
             has_key = topic != "single" if in_bulk else rng.random() < 0.4
-            size = _SIZE_LARGE if rng.random() < 0.001 else rng.choice(_SIZES)
+            size = _SIZE_LARGE if rng.random() < 0.004 else rng.choice(_SIZES)
             headers = (("h", rng.randbytes(3)),) if rng.random() < 0.1 else ()
             value = _seal(f"{writer}.{number + len(messages)}.".encode() + rng.randbytes(size))
             messages.append(Message(value, rng.randbytes(2) if has_key else None, headers))

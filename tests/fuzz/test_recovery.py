@@ -59,10 +59,10 @@ def template() -> tuple[dict[str, bytes], dict[int, bytes]]:
     return files, written
 
 
-def synced() -> int:
-    """What the checkpoint says is on stable storage."""
-    body = json.loads(json.loads(template()[0]["checkpoint"])["body"])
-    return int(body["state"]["next_offset"])
+def checkpointed() -> dict[str, int]:
+    """The state of the head that the checkpoint has: what is before it is on stable storage."""
+    body: dict[str, dict[str, int]] = json.loads(json.loads(template()[0]["checkpoint"])["body"])
+    return body["state"]
 
 
 class Harmed(dict[str, bytes | None]):
@@ -184,5 +184,26 @@ def test_offsets_that_were_synced_are_never_given_out_again(scratch: Path, data:
     except BrokerError as error:
         event(f"refused: {type(error).__name__}")
         return
-    assert partition.append(encode_one(_NEW, None, (), NOW_MS), 1, NOW_MS) >= synced()
+    assert partition.append(encode_one(_NEW, None, (), NOW_MS), 1, NOW_MS) >= checkpointed()["next_offset"]
+    partition.close()
+
+
+@given(data=st.data())
+def test_a_harmed_tail_is_cut_and_what_is_left_can_all_be_read(scratch: Path, data: st.DataObject):
+    """Past the checkpoint anything may have happened. Recovery takes what is sound from there on, and nothing else."""
+    files = Harmed(template()[0])
+    _, written = template()
+    state = checkpointed()
+    name = f"{state['segment_base']:020}.log"
+    sound, position = template()[0][name], state["position"]
+    files[name] = sound[:position] + data.draw(harmed(sound[position:]))
+    partition = open_at(lay(scratch, files), 2)
+    cursor, found = partition.cursor(0), list[Record]()
+    while records := cursor.read(1000):  # which raises at damage
+        found += records
+    check(found, written)
+    end = partition.end()
+    assert [record.offset for record in found] == list(range(end))
+    assert end >= state["next_offset"]
+    cursor.close()
     partition.close()

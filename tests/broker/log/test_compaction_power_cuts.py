@@ -10,6 +10,7 @@ import pytest
 from taskq.broker.log.batch import ProducerStamp, encode_many
 from taskq.broker.log.idempotence import IdempotentAppender
 from taskq.broker.log.partition import Partition
+from taskq.broker.log.segment import OPEN
 from taskq.broker.port import Message, Record
 from tests.broker.log.conftest import NOW_MS, verify
 from tests.broker.log.test_compaction import run
@@ -62,6 +63,7 @@ class History:
                     keys_max = self.rng.choice((2, 1000))
                     run(partition, self.now_ms, files, keys_max=keys_max, segment_bytes=1500)  # type: ignore[arg-type]
         except PowerCut:
+            OPEN.discard(partition)  # what it remembers of this process died with it
             files.die()
         self.fate.cut_at = None
         self.cuts += 1

@@ -218,7 +218,7 @@ class EmbeddedProducer:
         If one of several can't be written (StorageFull), those before it stay published, and whoever publishes all of
         them again has those twice.
         """
-        target = self._topics.get(topic) or self._open(topic)
+        target = (self._topics.get(topic) if messages else None) or self._open(topic)
         # Cut into batches, and so checked for size, before the first is appended.
         numbered = [(number, batch) for number, share in _shares(target, messages) for batch in _cut(topic, share)]
         timestamp_ms = int(time.time() * 1000)

@@ -266,3 +266,15 @@ def test_any_sequence_of_calls_answers_as_memory_does(engine: str):
 def test_a_group_keeps_its_promises_whoever_comes_and_goes(engine: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ENGINES[engine].keep_s, 0.05)
     run(Group, ENGINES[engine], examples=25)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_sent_to_a_topic_that_was_deleted_makes_it_anew(engine: str, tmp_path: Path):
+    """What the first test found once."""
+    broker = ENGINES[engine].open(tmp_path)
+    producer, admin = broker.producer(), broker.admin()
+    producer.send_many("single", [])
+    admin.delete_topic("single")
+    producer.send_many("single", [])
+    assert admin.topics() == ["single"]
+    broker.close()

@@ -242,3 +242,16 @@ def test_a_reader_in_another_process_only_gets_a_later_start(open_partition: Ope
     assert reader.returncode == 0
     assert start > 100
     assert skipped == 400 - len(offsets) > 0, "what it did not get was counted"
+
+
+def test_a_new_start_does_not_hide_what_a_dead_writer_left(open_partition: OpenPartition, tmp_path: Path) -> None:
+    """Who publishes a head anew, for whatever reason, leaves it to the next writer to cut the tail."""
+    partition = open_partition()
+    fill(partition, [NOW_MS])
+    partition.head.begin()
+    path = Path(names.log(str(tmp_path), 0))
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"torn" * 1000)
+    partition.head.republish(partition.head.state())
+    fill(partition, [NOW_MS])
+    assert path.stat().st_size == 2 * size

@@ -5,9 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.timeout(120)  # on a quiet machine each takes a few seconds
+
 
 def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=55)
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=115)
     assert not done.returncode, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

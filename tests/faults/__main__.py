@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 
-from tests.faults.campaign import EXEMPT, Campaign, missed
+from tests.faults.campaign import EXEMPT, EXEMPT_FUNCTIONS, Campaign, missed
 
 
 def main() -> int:
@@ -28,9 +28,9 @@ def main() -> int:
         print(f"never hit: {site}")
     print(
         f"{campaign.runs} runs with a fault in {time.monotonic() - began:.0f} s: {len(campaign.injected)} of "
-        f"{len(campaign.known)} call sites failed in all their ways, {len(EXEMPT)} files are exempt, {len(never)} "
-        f"sites were never hit; {len(campaign.failures)} runs ended otherwise than in a documented error and a log "
-        f"that works and has all that was acknowledged; seed {seed}"
+        f"{len(campaign.known)} call sites failed, {len(never)} were never hit ({len(EXEMPT)} files and "
+        f"{len(EXEMPT_FUNCTIONS)} function are exempt, and closing a file); {len(campaign.failures)} runs ended otherwise "
+        f"than in a documented error and a log that works and has all that was acknowledged; seed {seed}"
     )
     return 1 if campaign.failures or never else 0
 

@@ -26,10 +26,15 @@ EXEMPT = {
 }
 """Files of taskq/broker whose calls are not made to fail, and why."""
 
+EXEMPT_FUNCTIONS = {
+    ("log/lookup.py", "_remove_indexes"): "called only if another process replaces a segment between two calls here",
+}
+
 
 def missed(hit: AbstractSet[Site]) -> set[Site]:
     """The sites that should have been hit and were not. Closing fails nowhere: see injector.ERRORS."""
-    return {site for site in sites().values() if site.file not in EXEMPT and ERRORS[site.method]} - hit
+    could = {site for site in sites().values() if site.file not in EXEMPT and ERRORS[site.method]}
+    return {site for site in could - hit if (site.file, site.function) not in EXEMPT_FUNCTIONS}
 
 
 @define
@@ -46,7 +51,12 @@ class Campaign:
         """All faults, or some. Sites that only a failure leads to fail in their turn, after that failure."""
         plain = self.once(())
         faults = list(_faults(plain))
-        for fault in faults if sample is None else Random(seed).sample(faults, min(sample, len(faults))):
+        if sample is not None:
+            # All those, too, that lead to where nothing else does.
+            hidden = {(site.file, site.function) for site in missed(self.passed)}
+            leading = [fault for fault in faults if (fault.site.file, fault.site.function) in hidden and fault.nth == 1]
+            faults = leading + Random(seed).sample(faults, min(sample, len(faults)))
+        for fault in faults:
             passed = self.once([fault])
             for site in passed.keys() - plain.keys() - self.injected:
                 for code in ERRORS[site.method]:

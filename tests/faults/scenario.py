@@ -19,17 +19,21 @@ from taskq.config import Durability
 from taskq.errors import BrokerError, StorageFull
 from taskq.topics import TopicConfig
 from tests.faults.injector import FaultyFiles
+from tests.fuzz.mutations import sealed
 
 TOPICS = {
     "one": TopicConfig(1, {"segment_bytes": 12 * 1024}),
     "keyed": TopicConfig(1, {"segment_bytes": 1024, "cleanup_policy": "compact"}),
     "worn": TopicConfig(1, {"segment_bytes": 1024, "cleanup_policy": "compact"}),
+    "harmed": TopicConfig(1, {"segment_bytes": 1024}),
+    "numbered": TopicConfig(1, {"segment_bytes": 1024, "retention_bytes": 1024, "unfinished": "delete"}),
     "old": TopicConfig(1, {"segment_bytes": 1024, "retention_bytes": 2048, "unfinished": "delete"}),
 }
 _GROUP = "feed"
 _ONE = TopicPartition("one", 0)
 _POLLS = 200
 _CLEANINGS = 2
+_ATTRIBUTES_AT = 22
 
 
 class Scenario:
@@ -108,6 +112,7 @@ class Scenario:
     def create(self) -> None:
         if "two" not in self.broker.admin().topics():
             self.broker.admin().create_topic("two", 2)
+        self.broker._directory.catalogue.create("two", 2, {}, exist_ok=True)
 
     def publish_durably(self) -> None:
         self.reopen("fsync")
@@ -211,9 +216,10 @@ class Scenario:
         for _ in range(2):  # the second one begins at the snapshot of the first
             appender = IdempotentAppender(self.files, partition)
             try:
-                for sequence in (0, 0, 1):
+                (self.directory(tp) / Path(names.snapshot("", 10**9)).name).touch()  # of what a recovery cut
+                for sequence in (0, 0, 1, 2, 3):
                     stamp = ProducerStamp(producer, 0, sequence)
-                    appender.append(encode_many([Message(b"gone, maybe")], 1, stamp))
+                    appender.append(encode_many([Message(b"gone, maybe".ljust(600))], 1, stamp))
                     partition.sync()
             finally:
                 appender.close()
@@ -222,6 +228,10 @@ class Scenario:
         """In the middle of a partition, and at a batch that is not all there."""
         for size in (100, 100, 100, 20_000):
             self.broker.producer().send("harmed", b"gone, maybe".ljust(size))
+        zipped = bytearray(BASE_OFFSET.pack(0) + encode_one(b"gone, maybe", None, (), 1))
+        zipped[_ATTRIBUTES_AT] |= 1
+        self.broker._directory.partition(TopicPartition("harmed", 0)).append(sealed(zipped)[8:], 1, 1)
+        self.broker.producer().send("harmed", b"gone, maybe")
         self.harm("harmed", 250)
         reader, lost = self.broker.reader(), list[Lost]()
         for tp in (TopicPartition("harmed", 0), TopicPartition("lost", 0)):

@@ -73,7 +73,7 @@ def harmed(draw: st.DrawFn, sound: bytes) -> bytes:
     return bytes(raw)
 
 
-def sealed(batch: bytes) -> bytes:
+def sealed(batch: bytes | bytearray) -> bytes:
     """A batch whose length and CRC fit what is in it, whatever that is: how a bad producer's would look."""
     raw = bytearray(batch.ljust(HEADER_BYTES + 1, b"\0"))
     raw[8:LENGTH_FIELD_END] = _LENGTH.pack(len(raw) - LENGTH_FIELD_END)

@@ -29,8 +29,8 @@ def main() -> int:
     print(
         f"{campaign.runs} runs with a fault in {time.monotonic() - began:.0f} s: {len(campaign.injected)} of "
         f"{len(campaign.known)} call sites failed, {len(never)} were never hit ({len(EXEMPT)} files and "
-        f"{len(EXEMPT_FUNCTIONS)} function are exempt, and closing a file); {len(campaign.failures)} runs ended otherwise "
-        f"than in a documented error and a log that works and has all that was acknowledged; seed {seed}"
+        f"{len(EXEMPT_FUNCTIONS)} function are exempt, and closing a file); {len(campaign.failures)} runs ended "
+        f"otherwise than in a documented error and a log that works and has all that was acknowledged; seed {seed}"
     )
     return 1 if campaign.failures or never else 0
 

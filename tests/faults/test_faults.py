@@ -14,6 +14,6 @@ import pytest
 @pytest.mark.timeout(120)  # on a quiet machine it takes ten seconds
 def test_wherever_the_file_system_fails_the_error_is_documented_and_nothing_is_lost():
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--sample", "30"], capture_output=True, text=True, timeout=115
+        [sys.executable, "-m", "tests.faults", "--sample", "15"], capture_output=True, text=True, timeout=115
     )
     assert not ran.returncode, f"{ran.stdout}\n{ran.stderr}"

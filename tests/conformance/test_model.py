@@ -145,10 +145,11 @@ class SameAsMemory(Machine):
                 member.drain()
             assert both[0].positions == both[1].positions, group
 
-    @precondition(lambda self: self.members)
     @rule(group=groups, back=st.integers(0, 5), metadata=st.binary(max_size=100))
     def commit(self, group: str, back: int, metadata: bytes) -> None:
-        for member in self.members.get(group, ()):
+        if group not in self.members:
+            self.join(group, {"double"})
+        for member in self.members[group]:
             member.drain()
             progress = {tp: Committed(max(at - back, 0), metadata) for tp, at in member.positions.items()}
             member.consumer.commit(progress)

@@ -14,7 +14,7 @@ from taskq.broker.port import TopicPartition
 from tests.crash.checks import Found, Known, check
 from tests.crash.family import Child, Failed, Family, family
 from tests.crash.roles import consume, read, write
-from tests.crash.workload import GROUPS
+from tests.crash.workload import GROUPS, doom
 
 KILLS_PER_EPOCH = 40
 _PAUSE_S_MAX = 0.03
@@ -54,6 +54,10 @@ class Epoch:
                 self._start(kind)
         while self.kills < kills:
             self._family.listen(self._rng.random() * _PAUSE_S_MAX)
+            while self._family.died:
+                self._family.died.pop()
+                self.kills += 1
+                self._start("writer")
             self._start(self._kill(self._rng.choice(self._family.living)))
         while self._family.living:
             self._kill(self._rng.choice(self._family.living))
@@ -69,7 +73,9 @@ class Epoch:
             "reader": partial(read, root=self._root, seed=self._seed, number=number),
             "member": partial(consume, root=self._root, seed=self._seed, number=number, group=group),
         }
-        self._all.append((kind, number, group, self._family.start(f"{kind} {number}", roles[kind])))
+        is_doomed = kind == "writer" and doom(self._seed, number) is not None
+        child = self._family.start(f"{kind} {number}", roles[kind], is_doomed=is_doomed)
+        self._all.append((kind, number, group, child))
 
     def _kill(self, child: Child) -> str:
         self._family.kill(child)

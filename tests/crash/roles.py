@@ -10,7 +10,7 @@ from random import Random
 
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.port import Committed, Consumer, Record, TopicPartition
-from tests.crash.workload import DURABILITIES, TOPICS, is_sealed, metadata_of, open_broker, operations
+from tests.crash.workload import DURABILITIES, TOPICS, doom, is_sealed, metadata_of, open_broker, operations
 
 FIXED = [TopicPartition(topic, number) for topic, count in TOPICS.items() for number in range(count)]
 
@@ -32,7 +32,8 @@ def now() -> int:
 
 def write(report: Report, root: str, seed: str, writer: int) -> None:
     """Publish, and say so after each call: `ack <op> <partition> <offset>`; -1 where the port doesn't tell."""
-    producer = open_broker(root, Random(f"{seed}/{writer}").choice(DURABILITIES)).producer()
+    durability = Random(f"{seed}/{writer}").choice(DURABILITIES)
+    producer = open_broker(root, durability, files=doom(seed, writer)).producer()
     for index, op in enumerate(operations(seed, writer)):
         if op.in_bulk:
             producer.send_many(op.topic, op.messages)

@@ -5,6 +5,8 @@ So whoever checks knows every byte, and need only be told how far each writer ca
 
 from __future__ import annotations
 
+import os
+import signal
 import zlib
 from collections.abc import Iterator
 from random import Random
@@ -13,7 +15,7 @@ from attrs import frozen
 
 from taskq.broker import embedded
 from taskq.broker.embedded import EmbeddedBroker
-from taskq.broker.log.files import Files
+from taskq.broker.log.files import Files, RealFiles
 from taskq.broker.port import Message, TopicPartition
 from taskq.config import Durability
 from taskq.topics import TopicConfig
@@ -44,6 +46,29 @@ def open_broker(
     counts = TOPICS | {f"made-{number}": MADE_PARTITIONS for number in range(_MADE_MAX)}
     topics = {topic: TopicConfig(count, {"segment_bytes": segment_bytes}) for topic, count in counts.items()}
     return EmbeddedBroker(root, durability=durability, topics=topics)
+
+
+class DoomedFiles(RealFiles):
+    """Its process is killed in the `calls`-th write, in the middle or right after it, where a kill from outside hardly
+    ever hits, since a write takes a millionth of a second."""
+
+    def __init__(self, calls: int, share: float) -> None:
+        super().__init__()
+        self._left = calls
+        self._share = share
+
+    def pwrite(self, fd: int, data: bytes, position: int, /) -> int:  # type: ignore[override]
+        self._left -= 1
+        if self._left < 0:
+            os.pwrite(fd, data[: int(len(data) * self._share)], position)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.pwrite(fd, data, position)
+
+
+def doom(seed: str, writer: int) -> DoomedFiles | None:
+    """What this writer dies of, if not of its parent."""
+    rng = Random(f"{seed}/{writer}/doom")
+    return DoomedFiles(rng.randrange(300), rng.choice((0.3, 0.9, 1.0))) if rng.random() < 0.5 else None
 
 
 @frozen

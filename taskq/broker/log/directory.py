@@ -69,11 +69,7 @@ class DataDirectory:
             if "taskq.json" in known:
                 self._check_format()
                 return
-            if (
-                foreign := known
-                - {"lock", "cleaner.lock", "topics", "groups", "waiters"}
-                - {n for n in known if n.endswith(TEMPORARY)}
-            ):
+            if foreign := {name for name in known if not (names.is_root_file(name) or name.endswith(TEMPORARY))}:
                 some = ", ".join(sorted(foreign)[:3])
                 raise ConfigError(f"{self.root} is not a taskq data directory and not empty (it holds {some})")
             for path in (names.topics(self.root), names.groups(self.root)):

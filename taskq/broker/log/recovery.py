@@ -27,7 +27,7 @@ from typing import Any
 from attrs import asdict, evolve, frozen
 
 from taskq.broker.log import checkpoint, names, replacement
-from taskq.broker.log.batch import BASE_OFFSET, BadBatch, encode_filler
+from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, encode_filler, read_header
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
 from taskq.broker.log.head import HeadState, Times
@@ -221,18 +221,17 @@ def repair(files: Files, directory: str, state: HeadState, synced: int) -> Recov
     """Write again what was appended since the last good sync, and sync it. Call under the append lock.
 
     What can no longer be read as it was written is replaced by a batch without records, which keeps its offsets from
-    being given out again. Raises OSError if it fails again.
+    being given out again. What had been synced is not touched, be it damaged or not. Raises OSError if it fails again.
     """
     base = state.segment_base
     log_fd = files.open(names.log(directory, base))
     try:
-        try:
-            position = find(files, log_fd, b"", base, max(base, synced), state.next_offset)
-        except BadBatch as bad:  # what comes before is not written again: a power cut might tear what is durable
-            position = bad.position
+        due = max(base, synced)
+        position = _position_of(files, directory, log_fd, state, due)
         builder = IndexBuilder(base)
-        scanned = scan(files, log_fd, 0, base, builder.add, state.position)
-        at = position
+        scan(files, log_fd, 0, base, builder.add, position)
+        scanned = scan(files, log_fd, position, due, builder.add, state.position)
+        at = position  # and not before: a power cut while it is written might tear what is durable
         while at < scanned.position:
             chunk = files.pread(log_fd, min(_COPY_BYTES, scanned.position - at), at)
             _write_all(files, log_fd, chunk, at)
@@ -259,6 +258,20 @@ def repair(files: Files, directory: str, state: HeadState, synced: int) -> Recov
         reason=scanned.reason,
         missing=missing,
     )
+
+
+def _position_of(files: Files, directory: str, log_fd: int, state: HeadState, offset: int) -> int:
+    """Where in the last segment `offset` begins, or the segment ends. Raises OSError if damage hides it."""
+    path = names.log(directory, state.segment_base)
+    try:
+        position = find(files, log_fd, b"", state.segment_base, offset, state.next_offset)
+        raw = files.pread(log_fd, HEADER_BYTES, position) if position < state.position else b""
+        if position == state.position or (raw and read_header(raw, 0).base_offset == offset):
+            return position
+        raise BadBatch(position, f"no batch begins with offset {offset}")
+    except BadBatch as bad:
+        why = f"it is damaged before offset {offset}, up to which it had been synced: byte {bad.position}, {bad.reason}"
+        raise OSError(errno.EIO, why, path) from bad
 
 
 def keep_report(files: Files, name: str, report: RecoveryReport) -> None:

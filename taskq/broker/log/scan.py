@@ -41,11 +41,12 @@ def scan(
     while True:
         size = want if limit is None else min(want, limit - position)
         buffer = files.pread(log_fd, size, position)
-        at = 0
+        at = needs = 0
         while len(buffer) - at >= HEADER_BYTES:
             try:
                 header = read_header(buffer, at)
                 if at + header.size > len(buffer):
+                    needs = header.size
                     break
                 check_crc(buffer, at, header)
             except BadBatch as bad:
@@ -57,10 +58,11 @@ def scan(
             at += header.size
             next_offset = header.next_offset
         position += at
-        if len(buffer) < want:
+        # A length that is damaged must not make us read a gigabyte.
+        if len(buffer) < want or (needs > want and position + needs > files.size(log_fd)):
             reason = "the last batch is not all there" if len(buffer) > at else ""
             return Scanned(position, next_offset, reason)
-        want = _SCAN_BYTES if at else want * 2
+        want = max(_SCAN_BYTES, needs)
 
 
 def next_sound_batch(files: Files, log_fd: int, position: int, offset: int) -> tuple[int, BatchHeader] | None:

@@ -150,6 +150,41 @@ def test_what_is_gone_after_a_failed_fsync_leaves_a_gap_and_no_offset_is_given_o
     assert [record.offset for record in read_all(reopened)] == [0, 1, 2, 3, 6]
 
 
+@pytest.mark.parametrize("harmed", ["a record", "a length"])
+def test_a_repair_touches_nothing_that_had_been_synced(
+    open_partition: OpenPartition, tmp_path: Path, harmed: str
+) -> None:
+    files = SyncFiles()
+    partition = open_partition(files)
+    ends = [0]
+    for number in range(8):
+        append(partition, b"%d" % number)
+        ends.append(partition.size_bytes())
+        if number == 5:
+            partition.sync()
+    files.error = errno.EIO
+    with pytest.raises(StorageError):
+        partition.sync()
+    files.error = None
+    (log,) = tmp_path.glob("*.log")
+    sound = log.read_bytes()
+    raw = bytearray(sound)
+    raw[ends[2] + (66 if harmed == "a record" else 8)] ^= 1
+    log.write_bytes(raw)
+    if harmed == "a length":
+        with pytest.raises(StorageError, match="damaged before offset 6"):
+            open_partition(files)
+        assert log.read_bytes() == raw
+        log.write_bytes(sound)
+        open_partition(files)
+        return
+    reopened = open_partition(files)
+    assert log.read_bytes() == raw
+    assert append(reopened, b"new") == 8
+    assert values(read_all(reopened, 3)) == [b"3", b"4", b"5", b"6", b"7", b"new"]
+    log.write_bytes(sound + log.read_bytes()[len(sound) :])
+
+
 def test_a_dead_flusher_is_an_error_for_publishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody syncs must not pass for published."""
     monkeypatch.setattr(threading, "excepthook", lambda args: None)

@@ -93,7 +93,8 @@ def operations(seed: str, writer: int) -> Iterator[Op]:
         for _ in range(rng.randint(1, 40) if in_bulk else 1):
             # In bulk all have keys if there are several partitions: then it is known which belong together.
             has_key = topic != "single" if in_bulk else rng.random() < 0.4
-            size = _SIZE_LARGE if rng.random() < 0.004 else rng.choice(_SIZES)
+            # What is sent in bulk to one partition is one batch, so all of it must fit into 256 KiB.
+            size = _SIZE_LARGE if not in_bulk and rng.random() < 0.01 else rng.choice(_SIZES)
             headers = (("h", rng.randbytes(3)),) if rng.random() < 0.1 else ()
             value = _seal(f"{writer}.{number + len(messages)}.".encode() + rng.randbytes(size))
             messages.append(Message(value, rng.randbytes(2) if has_key else None, headers))

@@ -100,6 +100,13 @@ STALLED = Definition(
     "max",
 )
 DEAD_LETTERS = Definition("taskq_dead_letters", "gauge", "Dead letters kept.", ("group",), "max")
+LOG_UNSYNCED_SECONDS = Definition(
+    "taskq_log_unsynced_seconds",
+    "gauge",
+    "Age of the oldest record that this worker published and that may not be on stable storage yet.",
+    ("group",),
+    "max",
+)
 LOG_BYTES = Definition("taskq_log_bytes", "gauge", "Bytes stored.", ("topic", "partition"), "max")
 WORKER_INFO = Definition(
     "taskq_worker_info", "gauge", "Always 1; the labels say who works.", ("group", "version", "broker"), "max"

@@ -234,10 +234,10 @@ class BusyProducer:
     """A producer whose `send` would have to wait: it may only be made to in another thread."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[str, bytes, bytes | None, Headers]] = []
+        self.sent: list[tuple[str, bytes | None, bytes | None, Headers]] = []
 
     def send(
-        self, topic: str, value: bytes, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
     ) -> tuple[int, int]:
         if not wait:
             raise WouldBlock

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
@@ -40,13 +40,12 @@ from taskq.broker.port import (
     TopicPartition,
     WouldBlock,
 )
+from taskq.broker.shares import cut, share
 from taskq.broker.wakeups import Bell
 from taskq.config import Durability, check_group, check_new_topic, check_topic
 from taskq.errors import BrokerError, BrokerUnavailable, CorruptLog, StorageError, TopicNotFound
 from taskq.topics import TopicConfig, parse_settings
 
-_BATCH_BYTES_MAX = 256 * 1024  # a reader takes at least a whole batch, so this bounds its memory
-_BATCH_RECORDS_MAX = 1000
 _DURABILITY_DEFAULT = Durability("interval", 100)
 
 
@@ -88,6 +87,10 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         return f"file://{self._directory.root}"
+
+    @property
+    def unsynced_s(self) -> float:
+        return self._flusher.unsynced_s
 
     def _wake(self, topic: str, waiting: int) -> None:
         self._bell.ring(names.topic_waiters(self._directory.root, topic), waiting)
@@ -165,6 +168,10 @@ class _Topic:
         self.spread = spread_for(name, len(self.opened), self.topic.settings.cleanup_policy, forget)
 
     @documented("opening a partition")
+    def share(self, messages: Sequence[Message]) -> list[tuple[int, Sequence[Message]]]:
+        """Which messages go to which partition."""
+        return share(messages, self.spread, len(self.opened))
+
     def open(self, number: int) -> Partition:
         partition = self.opened[number] = self._directory.partition(TopicPartition(self.name, number))
         return partition
@@ -220,7 +227,7 @@ class EmbeddedProducer:
         """
         target = (self._topics.get(topic) if messages else None) or self._open(topic)
         # Cut into batches, and so checked for size, before the first is appended.
-        numbered = [(number, batch) for number, share in _shares(target, messages) for batch in _cut(topic, share)]
+        numbered = [(number, batch) for number, share in target.share(messages) for batch in cut(topic, share)]
         timestamp_ms = int(time.time() * 1000)
         try:
             batches = [(target.opened[number] or target.open(number), batch) for number, batch in numbered]
@@ -262,35 +269,6 @@ class EmbeddedProducer:
 
     def close(self) -> None:
         self._flusher.sync()
-
-
-def _shares(target: _Topic, messages: Sequence[Message]) -> list[tuple[int, Sequence[Message]]]:
-    """Which messages go to which partition."""
-    if all(key is None for _, key, _ in messages):
-        return [(number, messages[share.start : share.stop]) for number, share in target.spread.split(len(messages))]
-    by_partition: dict[int, list[Message]] = {}
-    for message in messages:
-        key = message.key
-        number = target.spread.next() if key is None else partition_for_key(key, len(target.opened))
-        by_partition.setdefault(number, []).append(message)
-    return list(by_partition.items())
-
-
-def _cut(topic: str, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """Cut `messages` into batches of bounded size. Raises MessageTooLarge."""
-    start = size = 0
-    for index, (value, key, headers) in enumerate(messages):
-        length = 0 if value is None else len(value)
-        if length > MESSAGE_BYTES_MAX or key is not None or headers:
-            check_size(topic, value, key, headers)
-            # Our own headers, which the limit leaves out, take room in a batch as all do.
-            length += len(key or b"") + sum(len(name) + len(text) for name, text in headers)
-        if index > start and (size + length > _BATCH_BYTES_MAX or index - start == _BATCH_RECORDS_MAX):
-            yield messages[start:index]
-            start, size = index, 0
-        size += length
-    if messages:
-        yield messages[start:]
 
 
 @all_documented

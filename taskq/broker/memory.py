@@ -47,6 +47,10 @@ class MemoryBroker:
     ) -> None:
         self._state = State(partitions_default, topics)
 
+    @property
+    def unsynced_s(self) -> float:
+        return 0.0
+
     def producer(self) -> MemoryProducer:
         with self._state.locked():
             return MemoryProducer(self._state)

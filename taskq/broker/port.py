@@ -299,6 +299,14 @@ class Broker(Protocol):
     @property
     def url(self) -> str: ...
 
+    @property
+    def unsynced_s(self) -> float:
+        """How old the oldest record is that this process has published and that may not be on stable storage yet.
+
+        0 if there is none, and where nobody syncs (durability "os", memory).
+        """
+        ...
+
     def producer(self) -> Producer: ...
 
     def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> Consumer:

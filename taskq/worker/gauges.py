@@ -17,6 +17,7 @@ from taskq.metrics import (
     BACKLOG_AGE_SECONDS,
     DEAD_LETTERS,
     LOG_BYTES,
+    LOG_UNSYNCED_SECONDS,
     RUNNING,
     STALLED,
     WORKER_INFO,
@@ -36,10 +37,11 @@ def samples(
     reader: Reader,
     admin: Admin,
     info: tuple[str, str],
+    unsynced_s: float,
 ) -> Iterator[Sample]:
     """All gauges of one worker. `is_held_up`: it fetches nothing though some of it is idle (`Poller.is_held_up`).
 
-    `info` is its version and its broker's URL.
+    `info` is its version and its broker's URL, `unsynced_s` its broker's.
     """
     works = list(works)
     for work in works:
@@ -55,6 +57,7 @@ def samples(
     for task, count in Counter(item[0].task.name for item in running()).items():
         yield Sample(RUNNING, (group, task), count)
     yield Sample(DEAD_LETTERS, (group,), dead_letters(admin, group))
+    yield Sample(LOG_UNSYNCED_SECONDS, (group,), unsynced_s)
     yield Sample(WORKER_INFO, (group, *info), 1)
 
 

@@ -233,7 +233,8 @@ class Worker:
         info = (version("taskq"), self._broker.url)
         works = list(self._poller.works.values())
         held_up = self._poller.is_held_up
-        return samples(self._options.group, works, held_up, self._running, self._reader, self._admin, info)
+        group, unsynced_s = self._options.group, self._broker.unsynced_s
+        return samples(group, works, held_up, self._running, self._reader, self._admin, info, unsynced_s)
 
     def health(self) -> Health:
         """Whether the process does its work at all."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from taskq.broker.embedded import EmbeddedBroker, _cut
+from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.cursor import Cursor
 from taskq.broker.port import MESSAGE_BYTES_MAX, Message, TopicPartition
+from taskq.broker.shares import cut
 from taskq.config import Durability
 from taskq.errors import BrokerUnavailable, ConfigError, StorageError, TopicNotFound
 
@@ -140,7 +141,7 @@ def test_a_batch_is_cut_by_all_it_holds() -> None:
     """Our own headers too, which the limit on a message leaves out."""
     letter = Message(b"x" * MESSAGE_BYTES_MAX, None, (("taskq-error", b"e" * 300_000),))
     small = Message(b"x", None, (("taskq-error", b"e" * 200_000),))
-    assert [len(batch) for batch in _cut("dead", [letter, letter, small, small])] == [1, 1, 1, 1]
+    assert [len(batch) for batch in cut("dead", [letter, letter, small, small])] == [1, 1, 1, 1]
 
 
 def fail_to_read(monkeypatch: pytest.MonkeyPatch, code: int) -> None:

@@ -124,6 +124,7 @@ def test_two_processes_share_the_work_and_are_one_page(start: Start, send: Send)
     workers.wait_for(r"sum \d", times=6)
     assert workers.get("/readyz") == (200, "ok\n")
     workers.wait_for_metric("taskq_executions_total", 6, task="add", outcome="done")
+    assert workers.metric("taskq_log_unsynced_seconds", group="sums") < 10
     assert workers.end(signal.SIGTERM) == 0, workers.said
 
 

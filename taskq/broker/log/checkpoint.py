@@ -4,20 +4,17 @@ A checkpoint is written after a sync, every CHECKPOINT_BYTES of log, when a segm
 the partition. An old one is as true as a new one, only less useful, so nobody waits for its name to be durable; the
 one exception is retention, which makes the new start of the log durable before it removes a file (retention.py).
 
-A checkpoint that is missing or damaged costs a scan of the whole log.
+A checkpoint that is missing or damaged costs a scan of the last segment.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from attrs import asdict, frozen
 
 from taskq.broker.log import names
-from taskq.broker.log.batch import crc32c
-from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
+from taskq.broker.log.files import Files, read_whole, write_whole
 from taskq.broker.log.head import HeadState, Times
+from taskq.broker.log.sealed import decode_sealed, encode_sealed
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """How much of a log may have to be scanned after a reboot: a fifth of a second's work."""
@@ -34,18 +31,14 @@ class Checkpoint:
 
 def write(files: Files, directory: str, checkpoint: Checkpoint) -> None:
     """Put `checkpoint` in the place of the one there is."""
-    body = json.dumps({"state": asdict(checkpoint.state), "times": list(checkpoint.times)}, sort_keys=True)
-    write_whole(files, names.checkpoint(directory), encode_json({"crc": crc32c(body.encode()), "body": body}))
+    document = {"state": asdict(checkpoint.state), "times": list(checkpoint.times)}
+    write_whole(files, names.checkpoint(directory), encode_sealed(document))
 
 
 def read(files: Files, directory: str) -> Checkpoint | None:
     """The checkpoint of a partition; None if there is none, or it is not sound."""
     try:
-        document: Any = json.loads(read_whole(files, names.checkpoint(directory)))
-        text = document["body"]
-        if crc32c(text.encode()) != document["crc"]:
-            return None
-        body = json.loads(text)
-        return Checkpoint(HeadState(**body["state"]), Times(*body["times"]))
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        document = decode_sealed(read_whole(files, names.checkpoint(directory)))
+        return Checkpoint(HeadState(**document["state"]), Times(*document["times"]))
+    except (FileNotFoundError, LookupError, TypeError):
         return None

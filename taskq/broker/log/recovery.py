@@ -31,7 +31,7 @@ from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, encode_f
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
 from taskq.broker.log.head import HeadState, Times
-from taskq.broker.log.index import IndexBuilder, find, is_index_sound, is_time_index_sound
+from taskq.broker.log.index import IndexBuilder, is_index_sound, is_time_index_sound
 from taskq.broker.log.scan import Scanned, next_sound_batch, scan
 
 _COPY_BYTES = 1024 * 1024
@@ -261,17 +261,26 @@ def repair(files: Files, directory: str, state: HeadState, synced: int) -> Recov
 
 
 def _position_of(files: Files, directory: str, log_fd: int, state: HeadState, offset: int) -> int:
-    """Where in the last segment `offset` begins, or the segment ends. Raises OSError if damage hides it."""
-    path = names.log(directory, state.segment_base)
+    """Where in the last segment `offset` is due, going by the headers before it. Raises OSError if they are damaged."""
+    position, due = 0, state.segment_base
     try:
-        position = find(files, log_fd, b"", state.segment_base, offset, state.next_offset)
-        raw = files.pread(log_fd, HEADER_BYTES, position) if position < state.position else b""
-        if position == state.position or (raw and read_header(raw, 0).base_offset == offset):
-            return position
-        raise BadBatch(position, f"no batch begins with offset {offset}")
+        while due < offset:
+            buffer, at = files.pread(log_fd, _COPY_BYTES, position), 0
+            while due < offset and len(buffer) - at >= HEADER_BYTES:
+                header = read_header(buffer, at)
+                if header.base_offset != due:
+                    raise BadBatch(at, f"a batch of offset {header.base_offset} where {due} is due")
+                at, due = at + header.size, header.next_offset
+            if not at:
+                raise BadBatch(at, "the log ends")
+            position += at
+        if due != offset or position > state.position:
+            raise BadBatch(0, f"a batch goes on over offset {offset}")
     except BadBatch as bad:
-        why = f"it is damaged before offset {offset}, up to which it had been synced: byte {bad.position}, {bad.reason}"
-        raise OSError(errno.EIO, why, path) from bad
+        byte = position + bad.position
+        why = f"it is damaged before offset {offset}, up to which it had been synced: byte {byte}, {bad.reason}"
+        raise OSError(errno.EIO, why, names.log(directory, state.segment_base)) from bad
+    return position
 
 
 def keep_report(files: Files, name: str, report: RecoveryReport) -> None:

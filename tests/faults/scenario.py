@@ -14,7 +14,7 @@ from taskq.broker.log.head import INTENT, SYNCED, Notice
 from taskq.broker.log.idempotence import IdempotentAppender, next_producer_id
 from taskq.broker.log.offsets import COMMITS_UNSYNCED_MAX
 from taskq.broker.log.sealed import encode_sealed
-from taskq.broker.port import Committed, Consumer, Lost, Message, Polled, TopicPartition
+from taskq.broker.port import Admin, Committed, Consumer, Lost, Message, Polled, Reader, TopicPartition
 from taskq.config import Durability
 from taskq.errors import BrokerError, StorageFull
 from taskq.topics import TopicConfig
@@ -161,7 +161,10 @@ class Scenario:
             self.committed[tp] = committed
 
     def look(self) -> None:
-        admin, reader = self.broker.admin(), self.broker.reader()
+        with closing(self.broker.reader()) as reader:
+            self._look(self.broker.admin(), reader)
+
+    def _look(self, admin: Admin, reader: Reader) -> None:
         assert "one" in admin.topics()
         admin.describe_topic("one")
         admin.describe_group(_GROUP)
@@ -174,7 +177,6 @@ class Scenario:
             reader.read(_ONE, offset)
         for timestamp_ms in (0, 1 << 50):
             reader.offset_for(_ONE, timestamp_ms)
-        reader.close()
 
     def alter_and_delete(self) -> None:
         admin = self.broker.admin()
@@ -187,7 +189,8 @@ class Scenario:
         for left in ("half~", "other"):  # of those who died while they created or deleted one
             (topics / left / "0").mkdir(parents=True, exist_ok=True)
         self.broker._directory.catalogue.finish()
-        admin.create_topic("half", 1)
+        if "half" not in admin.topics():  # else this is the second try
+            admin.create_topic("half", 1)
         admin.delete_topic("half")
 
     def clean(self) -> None:
@@ -233,11 +236,12 @@ class Scenario:
         self.broker._directory.partition(TopicPartition("harmed", 0)).append(sealed(zipped)[8:], 1, 1)
         self.broker.producer().send("harmed", b"gone, maybe")
         self.harm("harmed", 250)
-        reader, lost = self.broker.reader(), list[Lost]()
-        for tp in (TopicPartition("harmed", 0), TopicPartition("lost", 0)):
-            offset = 0
-            while records := reader.read(tp, offset, lost=lost.append):
-                offset = records[-1].offset + 1
+        lost: list[Lost] = []
+        with closing(self.broker.reader()) as reader:
+            for tp in (TopicPartition("harmed", 0), TopicPartition("lost", 0)):
+                offset = 0
+                while records := reader.read(tp, offset, lost=lost.append):
+                    offset = records[-1].offset + 1
         assert lost
 
     def harm(self, topic: str, position: int) -> None:

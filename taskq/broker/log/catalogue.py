@@ -150,8 +150,11 @@ class Catalogue:
 
     def finish(self) -> None:
         """Finish deletions that were cut short, and remove what creations left behind that were."""
-        found = self._files.listdir(names.topics(self._root))
-        left = {name.removesuffix(names.UNFINISHED) for name in found if self.stamp(name) is None}
+        try:
+            found = self._files.listdir(names.topics(self._root))
+            left = {name.removesuffix(names.UNFINISHED) for name in found if self.stamp(name) is None}
+        except OSError as error:
+            raise storage_error("what is left of deleted topics can't be removed", self._root, error) from error
         if left:
             with self._locked("what is left of deleted topics can't be removed"):
                 for name in sorted(left):

@@ -127,7 +127,7 @@ def cut_tail(files: Files, log_fd: int, head: Head, position: int) -> None:
     files.truncate(log_fd, position)
     try:
         files.sync(log_fd)
-    except OSError:
+    except OSError as error:  # whatever it says, a full disk too: it is not tried again
         head.words[NOTICE] |= Notice.FAILED
-        raise
+        raise OSError(errno.EIO, f"fsync failed: {error.strerror}", error.filename) from error
     head.abandon()

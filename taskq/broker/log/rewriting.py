@@ -54,7 +54,11 @@ class SegmentWriter:
         self._pending = bytearray()
         self._written = 0
         self._fd = files.open(path, create=True)
-        files.truncate(self._fd, 0)
+        try:
+            files.truncate(self._fd, 0)
+        except OSError:
+            files.close(self._fd)
+            raise
 
     @property
     def size(self) -> int:

@@ -167,11 +167,11 @@ class _Topic:
         """The partitions that have been used."""
         self.spread = spread_for(name, len(self.opened), self.topic.settings.cleanup_policy, forget)
 
-    @documented("opening a partition")
     def share(self, messages: Sequence[Message]) -> list[tuple[int, Sequence[Message]]]:
         """Which messages go to which partition."""
         return share(messages, self.spread, len(self.opened))
 
+    @documented("opening a partition")
     def open(self, number: int) -> Partition:
         partition = self.opened[number] = self._directory.partition(TopicPartition(self.name, number))
         return partition

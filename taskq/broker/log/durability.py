@@ -11,13 +11,14 @@ say that all is well. The partition refuses writes in every process until somebo
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import NAMED, NOTICE, RECOVERIES, SYNCED, Head, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
 from taskq.broker.log.segment import ActiveSegment
-from taskq.errors import StorageError, TopicNotFound
+from taskq.errors import BrokerUnavailable, StorageError, TopicNotFound
 
 
 class SyncFailed(StorageError):
@@ -41,10 +42,12 @@ class Syncer:
         self._durable = 0
         self.mutex = threading.Lock()
 
-    def sync(self, segment: ActiveSegment, wanted: int) -> None:
-        """Return once everything below offset `wanted` is on stable storage; `segment` is the one last appended to.
+    def sync(self, segment: Callable[[], ActiveSegment | None], wanted: int) -> None:
+        """Return once everything below offset `wanted` is on stable storage.
 
-        Raises SyncFailed, then for good; StorageError if it could not be tried; TopicNotFound.
+        `segment` tells which one is open for appending. It is asked under the mutex, for before that another thread may
+        take a new one and close the old one. Raises SyncFailed, then for good; StorageError if it could not be tried;
+        TopicNotFound; BrokerUnavailable if none is open.
         """
         with self.mutex:
             if not self.is_durable(wanted):
@@ -54,7 +57,7 @@ class Syncer:
                 try:
                     self._check_repairs()
                     if not self.is_durable(wanted):
-                        self._sync(segment)
+                        self._sync(segment())
                 finally:
                     unlock(self._fd)
                 self._check_repairs()
@@ -74,7 +77,9 @@ class Syncer:
         if self._head.words[RECOVERIES] != self._recoveries:
             raise SyncFailed(f"{self._name}: an fsync failed, and another process has repaired the log. {_LOST}")
 
-    def _sync(self, segment: ActiveSegment) -> None:
+    def _sync(self, segment: ActiveSegment | None) -> None:
+        if segment is None:
+            raise BrokerUnavailable(f"{self._name}: closed by this process before all was on stable storage")
         words = self._head.words
         if words[NOTICE] & Notice.FAILED:
             raise SyncFailed(f"{self._name}: an fsync failed in another process; {_REFUSED}")

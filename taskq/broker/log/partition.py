@@ -193,8 +193,7 @@ class Partition(PartitionView):
 
     def _refresh(self) -> None:
         """Bring the cache up to the head; cut what a writer that died left behind. Under both locks."""
-        if self._failure is not None:
-            raise self._failure
+        self._check_failure()
         notice = self._words[NOTICE]
         if notice & Notice.DELETED:
             raise self._gone()
@@ -202,11 +201,11 @@ class Partition(PartitionView):
             raise StorageError(
                 f"{self.name}: an fsync failed in another process. Writes are refused until the broker is reopened"
             )
-        if self._words[SETTINGS] != self._settings:
-            self._settings = self._words[SETTINGS]
-            self._segment_bytes_max = self._altered() or self._segment_bytes_max
         state = self._head.state()
         try:
+            if (settings := self._words[SETTINGS]) != self._settings:
+                self._segment_bytes_max = self._altered() or self._segment_bytes_max
+                self._settings = settings
             if self._segment is None or state.segment_base != self._segment.base:
                 self._open_segment(state.segment_base)
             if self._head.is_interrupted:
@@ -272,21 +271,28 @@ class Partition(PartitionView):
 
         A thread or process that comes while another syncs waits, and often finds its own append covered: group commit.
         """
-        if self._failure is not None:
-            raise self._failure
-        segment, wanted = self._segment, self._appended
-        if segment is None or self._syncer.is_durable(wanted):
+        self._check_failure()
+        wanted = self._appended
+        if self._syncer.is_durable(wanted):
             return
+        if self._segment is None:  # it was shut, see there
+            with self.locked():
+                self._refresh()
         try:
-            self._syncer.sync(self._segment or segment, wanted)
+            self._syncer.sync(lambda: self._segment, wanted)
         except SyncFailed as failure:
             self._refuse(failure)
             raise
-        done = self._checkpointed
+        done, base = self._checkpointed, self._steady.segment_base
         if done is None:
-            self._checkpointed = (segment.base, self._position)
-        elif segment.base != done[0] or self._position - done[1] >= CHECKPOINT_BYTES:
+            self._checkpointed = (base, self._position)
+        elif base != done[0] or self._position - done[1] >= CHECKPOINT_BYTES:
             self._write_checkpoint()
+
+    def _check_failure(self) -> None:
+        """Raise what has failed for good, as a new error: the old one would collect the traces of all who got it."""
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure))
 
     def _sync_log(self, segment: ActiveSegment) -> None:
         try:
@@ -300,6 +306,7 @@ class Partition(PartitionView):
         """Refuse writes from here on, in every process."""
         self._failure = failure
         with suppress(BrokerError), self.locked():
+            self._generation = -1  # so that the next append looks, and hears of it
             if self._words[NOTICE] & Notice.FAILED:  # else it has been repaired already, at our cost
                 self._head.notify(Notice.FAILED)
 
@@ -322,7 +329,7 @@ class Partition(PartitionView):
             unlock(self._head_fd)
         if state.segment_base != segment.base:
             return
-        self._syncer.sync(segment, state.next_offset)  # its name too: a checkpoint without a log would be a gap
+        self._syncer.sync(lambda: segment, state.next_offset)  # its name too: a checkpoint without a log would be a gap
         with self._syncer.mutex:
             segment.sync_indexes()
         checkpoint.write(self._files, self._directory, Checkpoint(state, times))
@@ -360,13 +367,13 @@ class Partition(PartitionView):
 
         Called by who has another partition's locks, so it waits for nothing.
         """
-        if self.needs_sync and not self.is_dirty_for_good:
-            return False
         with ExitStack() as locks:
             for mutex in (self._mutex, self._syncer.mutex):
                 if not mutex.acquire(blocking=False):
                     return False
                 locks.callback(mutex.release)
+            if self.needs_sync and not self.is_dirty_for_good:
+                return False
             if self._segment is not None:
                 self._segment.close()
             self._segment, self._generation = None, -1

@@ -12,8 +12,9 @@ import pytest
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
+from taskq.broker.log.segment import ActiveSegment
 from taskq.config import Durability
-from taskq.errors import StorageError
+from taskq.errors import BrokerUnavailable, StorageError
 from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
 from tests.broker.log.test_partition import read_all, values
 from tests.processes import wait_until
@@ -239,3 +240,87 @@ def test_what_could_not_be_synced_is_tried_again_though_nobody_publishes(
     wait_until(lambda: not partition.needs_sync, "and tries again")
     wait_until(lambda: broker._flusher.unsynced_s == 0, "nothing is left")
     broker.close()
+
+
+def test_a_segment_that_was_shut_is_opened_again_to_be_synced(open_partition: OpenPartition) -> None:
+    """Too many may be open just between an append and its sync."""
+    files = SyncFiles()
+    partition = open_partition(files)
+    append(partition, b"x")
+    assert not partition.shut(), "not while something is unsynced"
+    assert partition._segment is not None
+    partition._segment.close()
+    partition._segment, partition._generation = None, -1
+    partition.sync()
+    assert files.syncs == 1
+    assert not partition.needs_sync
+    assert partition.shut()
+
+
+def test_a_thread_that_waits_to_sync_finds_the_segment_that_is_open_then(open_partition: OpenPartition) -> None:
+    files = SyncFiles()
+    partition = open_partition(files)
+    append(partition, b"x")
+    old = partition._segment
+    assert old is not None
+    with partition._syncer.mutex:
+        waiting = threading.Thread(target=partition.sync)
+        waiting.start()
+        partition._segment = ActiveSegment(files, partition.directory, old.base)
+        old.close()
+    waiting.join(20)
+    assert files.syncs == 1
+    append(partition, b"nothing has failed")
+    partition.sync()
+
+
+def test_who_may_have_lost_something_in_a_repair_publishes_no_more(open_partition: OpenPartition) -> None:
+    files = SyncFiles()
+    first, second = open_partition(files), open_partition(files)
+    append(first, b"unsynced")
+    append(second, b"x")
+    files.error = errno.EIO
+    with pytest.raises(StorageError):
+        second.sync()
+    files.error = None
+    third = open_partition(files)  # repairs
+    append(first, b"y")
+    with pytest.raises(StorageError, match="repaired"):
+        first.sync()
+    end = third.end()
+    with pytest.raises(StorageError):
+        append(first, b"nobody would sync this")
+    assert third.end() == end
+
+
+def test_what_is_refused_for_good_is_a_new_error_each_time(open_partition: OpenPartition) -> None:
+    """The same one would grow by the traces, and with them the frames, of all who got it."""
+    files = SyncFiles()
+    partition = open_partition(files)
+    append(partition, b"x")
+    files.error = errno.EIO
+    with pytest.raises(StorageError):
+        partition.sync()
+    depths = set()
+    for _ in range(5):
+        with pytest.raises(StorageError) as caught:
+            append(partition, b"x")
+        depths.add(len(caught.traceback))
+    assert len(depths) == 1
+
+
+def test_settings_that_could_not_be_read_are_read_again(tmp_path: Path) -> None:
+    fails = [True]
+
+    def altered() -> int:
+        if fails and fails.pop():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return 200
+
+    partition = Partition(SyncFiles(), str(tmp_path), "feed/0", lambda bits: None, lambda end: (), altered=altered)
+    with pytest.raises(BrokerUnavailable, match="too many open files"):
+        append(partition, b"x")
+    for number in range(6):
+        append(partition, b"%d" % number)
+    partition.close()
+    assert len(list(tmp_path.glob("*.log"))) > 1

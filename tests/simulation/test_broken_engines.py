@@ -64,7 +64,7 @@ def a_checkpoint_before_the_sync(patch: pytest.MonkeyPatch) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Syncer, "sync", lambda self, segment, wanted: None)
             checkpoint(self, segment)
-        sync(self._syncer, segment, self._appended)
+        sync(self._syncer, lambda: segment, self._appended)
 
     patch.setattr(Partition, "_checkpoint", broken)
 

@@ -287,7 +287,10 @@ def snapshot_offsets(files: Files, directory: str) -> list[int]:
 def write_snapshot(files: Files, directory: str, offset: int, snapshot: bytes) -> None:
     """Keep a snapshot, and remove older ones but for the last: it stands in for a newest one that is damaged."""
     write_whole(files, names.snapshot(directory, offset), snapshot)
-    for old in snapshot_offsets(files, directory)[:-_SNAPSHOTS_KEPT]:
+    older = snapshot_offsets(files, directory)[:-_SNAPSHOTS_KEPT]
+    if older:
+        files.sync_directory(directory)  # or one power cut could take the new names and the old files
+    for old in older:
         with suppress(FileNotFoundError):
             files.unlink(names.snapshot(directory, old))
 

@@ -14,10 +14,16 @@ import pytest
 from taskq.broker.log import retention
 from taskq.broker.log.batch import ProducerStamp, encode_many
 from taskq.broker.log.files import RealFiles
-from taskq.broker.log.idempotence import IdempotentAppender, next_producer_id, remember, snapshot_offsets
+from taskq.broker.log.idempotence import (
+    IdempotentAppender,
+    next_producer_id,
+    remember,
+    snapshot_offsets,
+    write_snapshot,
+)
 from taskq.broker.log.names import snapshot
 from taskq.broker.log.partition import Partition
-from taskq.broker.log.producers import OutOfOrderSequence, ProducerFenced
+from taskq.broker.log.producers import OutOfOrderSequence, ProducerFenced, Producers
 from taskq.broker.port import Message, WouldBlock
 from taskq.errors import CorruptLog, StorageError
 from taskq.topics import TopicSettings
@@ -153,6 +159,35 @@ def test_after_a_power_cut_what_was_lost_is_appended_anew(
     assert again.append(sent(1, b"lost")) == 1
     assert values(read_all(reopened)) == [b"kept", b"lost"]
     again.close()
+
+
+class RecordingFiles(RealFiles):
+    """Says what may be found after a power cut: names that were not synced may be gone, removals be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.durable: set[int] = set()
+        self.fewest: list[int] = []
+        """After each removal, how many snapshots surely are there."""
+
+    def unlink(self, path: str, /) -> None:  # type: ignore[override]
+        os.unlink(path)
+        if path.endswith(".snapshot"):
+            self.durable.discard(int(Path(path).stem))
+            self.fewest.append(len(self.durable))
+
+    def sync_directory(self, path: str) -> None:
+        super().sync_directory(path)
+        self.durable = set(snapshot_offsets(self, path))
+
+
+def test_older_snapshots_go_once_the_names_of_newer_ones_are_durable(tmp_path: Path) -> None:
+    """Else one power cut could leave none, and a batch that is sent again would be a second record."""
+    files = RecordingFiles()
+    for offset in range(6):
+        write_snapshot(files, str(tmp_path), offset, Producers().encode(offset))
+    assert files.fewest == [2, 2, 2, 2]
+    assert snapshot_offsets(FILES, str(tmp_path)) == [4, 5]
 
 
 def test_a_snapshot_past_the_end_is_of_a_log_that_is_gone(open_partition: OpenPartition, tmp_path: Path) -> None:

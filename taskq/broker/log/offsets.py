@@ -117,11 +117,12 @@ class Lease:
                 _sync_names(files, root, path)
                 _write(files, fd, bytes(FILE_BYTES - len(raw)), len(raw))
             files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
+            holding = _write_again(files, fd, raw)
             files.sync(fd)
         except OSError as error:
             close_lockable(files, fd)
             raise storage_error(f"the lease of group {group} on {topic}/{number}", path, error) from error
-        return cls(files, fd, path, max(_slots(raw), default=None))
+        return cls(files, fd, path, holding)
 
     def commit(self, committed: Committed, end: int) -> None:
         """Store it; the log ends at `end` now.
@@ -147,6 +148,20 @@ class Lease:
         with suppress(OSError):  # it is free all the same; who takes it next will think that its holder died
             self._files.pwrite(self._fd, b"\0" * OWNER_BYTES, 0)
         close_lockable(self._files, self._fd)
+
+
+def _write_again(files: Files, fd: int, raw: bytes) -> _Slot | None:
+    """Write what holds once more, over the oldest slot: an fsync of the holder before may have failed, and the system
+    would not write again what it takes for written. Returns the slot that holds now; None if nothing was committed.
+    """
+    slots = _slots(raw)
+    if not slots:
+        return None
+    sequences = {slot.position: slot.sequence for slot in slots}
+    position = min(SLOT_POSITIONS, key=lambda one: sequences.get(one, 0))
+    sequence, _, end, committed = max(slots)
+    _write(files, fd, encode_slot(sequence + 1, committed, end), position)
+    return _Slot(sequence + 1, position, end, committed)
 
 
 def _sync_names(files: Files, root: str, path: str) -> None:

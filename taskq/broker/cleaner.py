@@ -51,7 +51,7 @@ class Cleaner:
                 self._thread.start()
 
     def close(self) -> None:
-        """End the thread, after the partition it is at."""
+        """End the thread, after the partition it is at; a compaction is cut short."""
         with self._mutex:
             self._closing.set()
         if self._thread is not None:
@@ -100,7 +100,8 @@ class Cleaner:
         files, settings, now_ms = self._directory.files, topic.settings, int(self._now() * 1000)
         if settings.cleanup_policy == "compact":
             retention.roll_if_old(files, partition, evolve(settings, retention_ms=-1), now_ms)
-            compact(files, partition, CompactionSettings(settings.segment_bytes, settings.delete_retention_ms), now_ms)
+            chosen = CompactionSettings(settings.segment_bytes, settings.delete_retention_ms)
+            compact(files, partition, chosen, now_ms, self._closing.wait)
             return
         gone = retention.clean(files, partition, settings, now_ms, finished)
         if gone:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing as closing_broker
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log import names
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.locks import close_lockable, lock, open_lockable
+from taskq.broker.log.rewriting import Pace
 from taskq.broker.port import Committed, Consumer, Message, PartitionBounds, TopicPartition
 from tests.processes import wait_until
 
@@ -110,6 +112,44 @@ def test_a_compacted_topic_is_not_emptied_by_age(broker: EmbeddedBroker) -> None
     assert {record.key: record.value for record in found} == {b"%d" % n: b"last" for n in range(5)}
 
 
+def read_offsets(broker: EmbeddedBroker, tp: TopicPartition) -> list[int]:
+    offsets: list[int] = []
+    while found := broker.reader().read(tp, offsets[-1] + 1 if offsets else 0):
+        offsets += [record.offset for record in found]
+    return offsets
+
+
+def test_a_close_cuts_a_compaction_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, closing = threading.Event(), threading.Event()
+    worked, close = Pace.worked, Cleaner.close
+
+    def held(pace: Pace, size: int) -> None:
+        begun.set()
+        assert closing.wait(60)
+        worked(pace, size)
+
+    def close_while_held(cleaner: Cleaner) -> None:
+        cleaner._closing.set()
+        closing.set()
+        close(cleaner)
+
+    results = TopicPartition("results", 0)
+    broker = EmbeddedBroker(str(tmp_path / "log"), cleaner_interval_s=0.01)
+    broker.admin().create_topic("results", 1, cleanup_policy="compact", segment_bytes=2048)
+    monkeypatch.setattr(Pace, "worked", held)
+    monkeypatch.setattr(Cleaner, "close", close_while_held)
+    for number in range(100):
+        broker.producer().send("results", b"%d" % number + b"x" * 100, key=b"k")
+    assert begun.wait(60)
+    broker.close()
+    monkeypatch.undo()
+    with closing_broker(EmbeddedBroker(str(tmp_path / "log"))) as again:
+        assert read_offsets(again, results) == list(range(100))
+        assert not list((tmp_path / "log").rglob("*.tmp"))
+        assert Cleaner(again._directory).clean()
+        assert len(read_offsets(again, results)) < 50
+
+
 def test_one_process_at_a_time_does_it(broker: EmbeddedBroker) -> None:
     fill(broker)
     broker.admin().alter_topic("feed", unfinished="delete")
@@ -176,7 +216,8 @@ def test_a_deletion_that_was_cut_short_is_finished(broker: EmbeddedBroker, tmp_p
     member(broker, "group").commit({TP: Committed(7)})
     topics = tmp_path / "log" / "topics"
     (topics / "half~" / "0").mkdir(parents=True)
-    (topics / "feed" / "topic.json").unlink()  # the first step of it
+    (topics / "half~" / "topic.json").write_text("{}")  # the last step but one of a creation
+    (topics / "feed" / "topic.json").rename(topics / "feed" / "deleted")  # the first step of it
     assert broker.admin().topics() == []
     assert Cleaner(broker._directory).clean()
     assert list(topics.iterdir()) == []

@@ -42,7 +42,18 @@ from taskq.broker.log.head import HeadState
 from taskq.broker.log.idempotence import remember
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.recovery import segment_bases
-from taskq.broker.log.rewriting import CONTROL, Keep, Segment, SegmentWriter, batches_of, records_of, reduced
+from taskq.broker.log.rewriting import (
+    CONTROL,
+    Keep,
+    Pace,
+    Rest,
+    Segment,
+    SegmentWriter,
+    Stopped,
+    batches_of,
+    records_of,
+    reduced,
+)
 from taskq.broker.log.sealed import decode_sealed, encode_sealed
 from taskq.broker.port import Record
 from taskq.errors import CorruptLog, TopicNotFound
@@ -79,6 +90,8 @@ class CompactionReport:
     """How many segments became part of the one before."""
     damage: str = ""
     """Where compaction stopped, and why."""
+    is_cut_short: bool = False
+    """It was told to stop. The next pass does all of it again, but what has become small is soon done."""
 
 
 @frozen
@@ -101,6 +114,7 @@ class _Pass:
     limit: int
     """The map says all of the keys below this offset."""
     tombstones_before_ms: int
+    pace: Pace
     oldest_tombstone_ms: int = _NEVER
     removed: int = 0
 
@@ -118,18 +132,27 @@ class _Pass:
         return True
 
 
-def compact(files: Files, partition: Partition, settings: CompactionSettings, now_ms: int) -> CompactionReport:
+def compact(
+    files: Files,
+    partition: Partition,
+    settings: CompactionSettings,
+    now_ms: int,
+    rest: Rest = lambda _seconds: False,
+) -> CompactionReport:
     """Compact the closed segments of a partition, if it pays: at least `min_cleanable_dirty_ratio` of
     their bytes have come since the last time, or a tombstone is due.
 
     Nobody else may compact or remove segments meanwhile: hold the cleaner's lock. Others may append and read. Raises
     StorageFull or StorageError, after which the log is as sound as before and the next call goes on; TopicNotFound.
+    Between segments and after each MiB it calls `rest`, and leaves if that says so: the same is true then.
     """
     directory = partition.directory
     try:
         replacement.finish(files, directory)
         replacement.remove_temporary(files, directory)
-        return _compact(files, partition, settings, now_ms)
+        with suppress(Stopped):
+            return _compact(files, partition, settings, now_ms, Pace(rest))
+        return CompactionReport(directory, _read_progress(files, directory).cleaned, is_cut_short=True)
     except OSError as error:
         with suppress(OSError):
             replacement.remove_temporary(files, directory)
@@ -138,7 +161,9 @@ def compact(files: Files, partition: Partition, settings: CompactionSettings, no
         raise storage_error(partition.name, directory, error) from error
 
 
-def _compact(files: Files, partition: Partition, settings: CompactionSettings, now_ms: int) -> CompactionReport:
+def _compact(
+    files: Files, partition: Partition, settings: CompactionSettings, now_ms: int, pace: Pace
+) -> CompactionReport:
     directory = partition.directory
     state = partition.head.state()
     progress = _read_progress(files, directory)
@@ -154,18 +179,18 @@ def _compact(files: Files, partition: Partition, settings: CompactionSettings, n
         remember(files, directory, state, now_ms)
     except CorruptLog as error:
         return evolve(report, damage=str(error))
-    work = _Pass({}, progress.cleaned, due_ms)
+    work = _Pass({}, progress.cleaned, due_ms, pace)
     stopped = _note_keys(files, directory, usable, work, settings.keys_max)
     done: list[Segment] = []
     for segment in usable:
         if segment.base >= work.limit:
             break
         try:
-            done.append(_replace(files, partition, [segment], work.keeps))
+            done.append(_replace(files, partition, [segment], work.keeps, pace))
         except BadBatch as bad:
             stopped = _Damaged(segment, bad)
             break
-    joined = _join(files, partition, done, settings.segment_bytes)
+    joined = _join(files, partition, done, settings.segment_bytes, pace)
     if stopped is None or stopped.segment.base >= work.limit:
         progress = evolve(progress, cleaned=work.limit, tombstone_ms=work.oldest_tombstone_ms)
     if stopped is not None:
@@ -235,7 +260,7 @@ def _note_keys(
         if segment.end <= first:
             continue
         try:
-            for header, raw in batches_of(files, directory, segment):
+            for header, raw in batches_of(files, directory, segment, work.pace):
                 if header.next_offset <= first:
                     continue
                 for record, _ in records_of(header, raw):
@@ -258,20 +283,22 @@ def _digest(key: bytes) -> bytes:
 # -- rewriting
 
 
-def _replace(files: Files, partition: Partition, segments: Sequence[Segment], keeps: Keep | None) -> Segment:
-    """Put what stays of these neighbours in their place, as one segment. Raises BadBatch at damage."""
+def _replace(
+    files: Files, partition: Partition, segments: Sequence[Segment], keeps: Keep | None, pace: Pace
+) -> Segment:
+    """Put what stays of these neighbours in their place, as one segment. Raises BadBatch at damage, Stopped."""
     directory, base, end = partition.directory, segments[0].base, segments[-1].end
     writer = SegmentWriter(files, replacement.temporary(names.log(directory, base)), base)
     has_changed = len(segments) > 1
     try:
         for segment in segments:
-            for header, raw in batches_of(files, directory, segment):
+            for header, raw in batches_of(files, directory, segment, pace):
                 staying = (header, raw) if keeps is None else reduced(header, raw, keeps)
                 has_changed = has_changed or staying is None or staying[0] is not header
                 if staying is not None and (header.record_count or header.attributes & CONTROL):
                     writer.add(*staying)
         writer.finish(end)
-    except BadBatch:
+    except (BadBatch, Stopped):
         writer.discard()
         raise
     finally:
@@ -295,7 +322,9 @@ def _replace(files: Files, partition: Partition, segments: Sequence[Segment], ke
     return Segment(base, end, writer.size)
 
 
-def _join(files: Files, partition: Partition, segments: Sequence[Segment], segment_bytes: int) -> list[Segment]:
+def _join(
+    files: Files, partition: Partition, segments: Sequence[Segment], segment_bytes: int, pace: Pace
+) -> list[Segment]:
     """Join neighbours that fit into one segment; return what there is then."""
     groups: list[list[Segment]] = []
     for segment in segments:
@@ -305,7 +334,7 @@ def _join(files: Files, partition: Partition, segments: Sequence[Segment], segme
             group.append(segment)
         else:
             groups.append([segment])
-    return [group[0] if len(group) == 1 else _replace(files, partition, group, None) for group in groups]
+    return [group[0] if len(group) == 1 else _replace(files, partition, group, None, pace) for group in groups]
 
 
 def _deleted(partition: Partition) -> TopicNotFound:

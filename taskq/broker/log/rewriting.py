@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -30,7 +31,38 @@ CONTROL = 0x20
 _READ_BYTES = 1024 * 1024
 _WRITE_BYTES = 1024 * 1024
 
+_REST_EVERY_BYTES = 1024 * 1024
+_REST_S_MAX = 0.01
+
 Keep = Callable[[Record], bool]
+Rest = Callable[[float], bool]
+"""Let others run for so many seconds; whether to stop. Of a threading.Event, its `wait`."""
+
+
+class Stopped(Exception):
+    """What was at work is to end now."""
+
+
+class Pace:
+    """Has whoever works through much data rest now and then, no longer than the work took, and tells it to stop.
+
+    Giving up the interpreter for a moment would not do: the others, who wait for the disk meanwhile, would not get it.
+    """
+
+    def __init__(self, rest: Rest, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rest = rest
+        self._clock = clock
+        self._bytes = 0
+        self._began = clock()
+
+    def worked(self, size: int) -> None:
+        """So many bytes more are done. Raises Stopped."""
+        self._bytes += size
+        is_due = self._bytes >= _REST_EVERY_BYTES
+        if self._rest(min(self._clock() - self._began, _REST_S_MAX) if is_due else 0.0):
+            raise Stopped
+        if is_due:
+            self._bytes, self._began = 0, self._clock()
 
 
 @frozen
@@ -128,8 +160,11 @@ class SegmentWriter:
 # -- reading
 
 
-def batches_of(files: Files, directory: str, segment: Segment) -> Iterator[tuple[BatchHeader, bytes]]:
-    """All batches of a segment. Raises BadBatch, its position counted from the segment's start, at anything odd."""
+def batches_of(files: Files, directory: str, segment: Segment, pace: Pace) -> Iterator[tuple[BatchHeader, bytes]]:
+    """All batches of a segment. Raises BadBatch, its position counted from the segment's start, at anything odd.
+
+    Raises Stopped.
+    """
     fd = files.open(names.log(directory, segment.base), write=False)
     try:
         position, due, want = 0, segment.base, _READ_BYTES
@@ -145,6 +180,7 @@ def batches_of(files: Files, directory: str, segment: Segment) -> Iterator[tuple
             if not at and len(buffer) < want:
                 raise BadBatch(position, f"{len(buffer)} bytes that are no whole batch")
             position += at
+            pace.worked(at)
             want = _READ_BYTES if at else want * 2
         if due != segment.end:
             raise BadBatch(position, f"the segment ends at offset {due}, the next one begins at {segment.end}")

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from taskq.broker.log.batch import ProducerStamp, encode_many
+from taskq.broker.log.compaction import compact
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.idempotence import IdempotentAppender
 from taskq.broker.log.partition import Partition
+from taskq.broker.log.rewriting import Pace, Stopped
 from taskq.broker.port import Message, Record
 from taskq.errors import StorageError, StorageFull
-from tests.broker.log.conftest import NOW_MS, verify
-from tests.broker.log.test_compaction import FILES, SEGMENT_BYTES, bases, last_of, put, run, snapshot
+from tests.broker.log.conftest import NOW_MS, OpenPartition, verify
+from tests.broker.log.test_compaction import EAGER, FILES, SEGMENT_BYTES, bases, churn, last_of, put, run, snapshot
 from tests.broker.log.test_partition import read_all
 
 
@@ -174,3 +176,44 @@ def test_an_operation_that_fails_changes_nothing(tmp_path: Path) -> None:
     for number, (directory, open_one) in enumerate(outcomes(tmp_path, make, (StorageFull, StorageError))):
         if number % 2 or number < 20:
             check_after_cut(directory, open_one, whole)
+
+
+def test_told_to_stop_it_leaves_a_log_that_compacts_later(open_partition: OpenPartition, tmp_path: Path) -> None:
+    partition = open_partition(segment_bytes_max=SEGMENT_BYTES)
+    churn(partition)
+    before = read_all(partition)
+    last = list(last_of(before).values())
+    asked = cut = 0
+    while True:
+        patience = iter(range(asked))
+        report = compact(FILES, partition, EAGER, NOW_MS, lambda _: next(patience, None) is None)  # noqa: B023
+        left = read_all(partition)
+        assert [record for record in left if record in last] == last
+        assert not list(tmp_path.glob("*.tmp"))
+        verify(tmp_path, 60)
+        if not report.is_cut_short:
+            break
+        assert report.cleaned == 0
+        if not asked:
+            assert left == before, "it left at once"
+        asked, cut = asked + 1, cut + 1
+    assert cut > 10, "it is asked at every segment"
+    assert left == last
+    assert report.cleaned == 60
+
+
+def test_it_rests_after_each_mib_no_longer_than_that_took() -> None:
+    rests: list[float] = []
+    times = iter([0.0, 0.004, 1.0, 5.0, 6.0])
+
+    def rest(seconds: float) -> bool:
+        rests.append(seconds)
+        return len(rests) == 4
+
+    pace = Pace(rest, lambda: next(times))
+    pace.worked(1 << 19)
+    pace.worked(1 << 19)
+    pace.worked(1 << 20)
+    with pytest.raises(Stopped):
+        pace.worked(10)
+    assert rests == [0.0, 0.004, 0.01, 0.0]

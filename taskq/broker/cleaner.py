@@ -117,7 +117,7 @@ class Cleaner:
         """
         files, root = self._directory.files, self._directory.root
         lowest: dict[int, int] = {}
-        for group in files.listdir(names.groups(root)):
+        for group in offsets.group_names(files, root):
             committed: dict[int, int] = {}
             for number in range(topic.partitions):
                 _, found = offsets.peek(files, root, group, topic.name, number)

@@ -355,7 +355,7 @@ class EmbeddedAdmin:
         return TopicDescription(topic, tuple(bounds), tuple(sizes), found.settings)
 
     def groups(self) -> list[str]:
-        return sorted(self._directory.files.listdir(names.groups(self._directory.root)))
+        return offsets.group_names(self._directory.files, self._directory.root)
 
     def describe_group(self, group: str) -> GroupDescription:
         files, root = self._directory.files, self._directory.root

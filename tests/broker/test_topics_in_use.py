@@ -253,6 +253,9 @@ def test_a_deleter_that_dies_leaves_what_the_next_one_finishes(
         else:
             assert calls[0] < nth
         monkeypatch.undo()
+        if (call, nth) == ("rename", 1):  # the first step of all
+            assert sum(published(broker).values()) == 10
+            return
         assert broker.admin().topics() == []
         if finisher == "cleaner":
             assert Cleaner(other._directory).clean()

@@ -4,11 +4,15 @@ All of it happens under one lock, the directory's. Each step leaves a state that
 
 - created: everything is made under a name that no topic can have, and renamed.
 - altered: topic.json is replaced, and then every head is marked, so that whoever appends next reads it.
-- deleted: topic.json goes first, from when on the topic does not exist for anybody who looks. Then all heads are
-  marked, under their append locks, so that nobody can append any more to a log that is still open somewhere: what is
-  acknowledged after that is in the topic that is made anew. Then the progress of groups goes, then the directory gets a
-  name that no topic can have, and heads are marked once more, since one may have been made meanwhile. A deletion
-  that was cut short is finished by whoever creates the topic anew, or by the cleaner. It needs no space on the disk.
+- deleted: topic.json is renamed first, to `deleted`, from when on the topic does not exist for anybody who looks. Then
+  all heads are marked, under their append locks, so that nobody can append any more to a log that is still open
+  somewhere: what is acknowledged after that is in the topic that is made anew. Then the progress of groups goes, then
+  the directory gets a name that no topic can have, and heads are marked and progress removed once more, since there
+  may be some that was made meanwhile. A deletion that was cut short is finished by whoever creates the topic anew, or
+  by the cleaner. It needs no space on the disk.
+
+Nothing else is ever removed: a directory with neither topic.json nor `deleted` may be a topic that lost a file, or
+somebody else's. It is left alone, and no topic can be created in its place.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
 from taskq.broker.log.head import SETTINGS, Head, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable
+from taskq.broker.log.offsets import group_names
 from taskq.broker.log.opening import change_head
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
 from taskq.topics import TopicSettings, parse_settings, settings_for
@@ -104,9 +109,13 @@ class Catalogue:
 
     def _create(self, topic: Topic) -> None:
         final, unfinished = names.topic(self._root, topic.name), names.unfinished_topic(self._root, topic.name)
-        with suppress(FileNotFoundError):
-            self._files.listdir(final)
+        if self._is_half_deleted(topic.name):
             self._remove(topic.name)  # whoever deleted it died halfway
+        elif _is_there(self._files, final):
+            raise BrokerUnavailable(
+                f"topic {topic.name!r} can't be created: {final} is there, without a topic.json. If it is a topic's "
+                "that lost this file, restore the file from a backup; else move it away"
+            )
         self._discard(topic.name)  # and this is of one who died creating it, or deleting
         try:
             for number in range(topic.partitions):
@@ -143,7 +152,7 @@ class Catalogue:
         with self._locked(f"topic {name!r} can't be deleted"):
             self._get(name)
             directory = names.topic(self._root, name)
-            self._files.unlink(names.topic_file(directory))
+            self._files.rename(names.topic_file(directory), names.deleted_file(directory))
             self._files.sync_directory(directory)
             self._remove(name)
         _log.info("deleted topic %s", name)
@@ -151,32 +160,51 @@ class Catalogue:
     def finish(self) -> None:
         """Finish deletions that were cut short, and remove what creations left behind that were."""
         try:
-            found = self._files.listdir(names.topics(self._root))
-            left = {name.removesuffix(names.UNFINISHED) for name in found if self.stamp(name) is None}
+            left = self._left()
         except OSError as error:
             raise storage_error("what is left of deleted topics can't be removed", self._root, error) from error
         if left:
             with self._locked("what is left of deleted topics can't be removed"):
-                for name in sorted(left):
-                    if name in self._files.listdir(names.topics(self._root)) and self.stamp(name) is None:
+                for name in sorted(self._left()):
+                    if self._is_half_deleted(name):
                         self._remove(name)
                     self._discard(name)
 
+    def _left(self) -> set[str]:
+        """The topics of which there is something that is to be removed, if nobody is about to create or delete them."""
+        found = self._files.listdir(names.topics(self._root))
+        unfinished = {name.removesuffix(names.UNFINISHED) for name in found if name.endswith(names.UNFINISHED)}
+        return unfinished | {name for name in found if self._is_half_deleted(name)}
+
+    def _is_half_deleted(self, name: str) -> bool:
+        marker = names.deleted_file(names.topic(self._root, name))
+        return self.stamp(name) is None and _is_there(self._files, marker)
+
     def _remove(self, name: str) -> None:
-        """Remove a topic whose topic.json is gone."""
+        """Remove a topic that `_is_half_deleted`."""
         final, unfinished = names.topic(self._root, name), names.unfinished_topic(self._root, name)
         self._change_heads(final, _mark_deleted)
-        for group in self._files.listdir(names.groups(self._root)):
-            self._files.remove_tree(names.group_topic(self._root, group, name))
+        self._forget_progress(name)
         self._discard(name)
         self._files.rename(final, unfinished)
         self._files.sync_directory(names.topics(self._root))
         self._discard(name)
 
     def _discard(self, name: str) -> None:
+        """Remove what has the name of a topic that is being created or removed, if it is a directory."""
         unfinished = names.unfinished_topic(self._root, name)
+        try:
+            self._files.listdir(unfinished)
+        except (FileNotFoundError, NotADirectoryError):
+            return
         self._change_heads(unfinished, _mark_deleted)
+        if self.stamp(name) is None:  # a member that had not heard of the deletion may have taken a lease again
+            self._forget_progress(name)
         self._files.remove_tree(unfinished)
+
+    def _forget_progress(self, name: str) -> None:
+        for group in group_names(self._files, self._root):
+            self._files.remove_tree(names.group_topic(self._root, group, name))
 
     def _change_heads(self, directory: str, change: _Change) -> None:
         """Call `change` for every partition that anybody can have open."""
@@ -210,6 +238,14 @@ class Catalogue:
                 close_lockable(self._files, lock_fd)
         except OSError as error:
             raise storage_error(failing, self._root, error) from error
+
+
+def _is_there(files: Files, path: str) -> bool:
+    try:
+        files.stamp(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _mark_altered(head: Head) -> None:

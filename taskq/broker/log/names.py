@@ -5,6 +5,7 @@ lock                                     flock held while topics are created, al
 cleaner.lock                             flock held while old segments are removed
 producer-ids                             the next producer id
 topics/<topic>/topic.json                its id, number of partitions, settings
+topics/<topic>/deleted                   what topic.json is renamed to when the topic is deleted
 topics/<topic>/<partition>/head          shared memory and the append lock: see head.py
 topics/<topic>/<partition>/<base offset, 20 digits>.log
 topics/<topic>/<partition>/<base offset, 20 digits>.index
@@ -65,6 +66,11 @@ def unfinished_topic(root: str, name: str) -> str:
 
 def topic_file(topic_directory: str) -> str:
     return f"{topic_directory}/topic.json"
+
+
+def deleted_file(topic_directory: str) -> str:
+    """What says, where there is no topic file, that the topic has been deleted and all in it may go."""
+    return f"{topic_directory}/deleted"
 
 
 def partition(topic_directory: str, number: int) -> str:

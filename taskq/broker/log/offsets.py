@@ -30,6 +30,8 @@ from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.locks import close_lockable, open_lockable, try_lock
 from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
+from taskq.config import check_group
+from taskq.errors import ConfigError
 
 OWNER_BYTES = 512
 _CRC = Struct(">I")
@@ -176,6 +178,19 @@ def _write(files: Files, fd: int, data: bytes, position: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def group_names(files: Files, root: str) -> list[str]:
+    """Of all groups there are, sorted. What else is among them is somebody else's, and no group."""
+    return [name for name in sorted(files.listdir(names.groups(root))) if _is_group(files, root, name)]
+
+
+def _is_group(files: Files, root: str, name: str) -> bool:
+    try:
+        files.listdir(f"{names.groups(root)}/{check_group(name)}")
+    except (ConfigError, FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) -> list[str]:
     """A partition's log was recovered after a reboot and ends at `end`: bring what groups committed in line with it.
 
@@ -184,7 +199,7 @@ def forget_beyond(files: Files, root: str, topic: str, number: int, end: int) ->
     may run some again. Returns what was changed, in words. Before anybody publishes to the log or takes a lease.
     """
     changed: list[str] = []
-    for group in sorted(files.listdir(names.groups(root))):
+    for group in group_names(files, root):
         path = names.lease(root, group, topic, number)
         try:
             fd = files.open(path)

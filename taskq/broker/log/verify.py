@@ -102,7 +102,7 @@ def _topic(files: Files, path: str, found: Verified, progress: Progress) -> list
     found.counts.topics += 1
     document = _json(files, names.topic_file(path), found)
     count = document.get("partitions") if document else None
-    entries = set(files.listdir(path)) - {"topic.json"}
+    entries = set(files.listdir(path)) - {"topic.json", "deleted"}
     if document is not None and (type(count) is not int or count < 1):
         found.say(DAMAGE, names.topic_file(path), "it does not say how many partitions there are: no topic to open")
         count = None
@@ -166,7 +166,10 @@ def _data_directory(files: Files, root: str, found: Verified, progress: Progress
             ends[name] = _topic(files, path, one, progress)
         except (FileNotFoundError, NotADirectoryError):
             ends.pop(name, None)
-        if _is_there(files, path):  # else it has been deleted meanwhile, and what seemed to be missing is not
+        if _is_there(files, names.deleted_file(path)) and not _is_there(files, names.topic_file(path)):
+            ends.pop(name, None)
+            found.say(INFORMATION, path, "a topic that is being deleted, or whose deleter died halfway")
+        elif _is_there(files, path):  # else it has been deleted meanwhile, and what seemed to be missing is not
             found.add(one.findings, one.counts)
     for group in _listed(files, names.groups(root)):
         _group(files, root, group, ends, found)
@@ -182,7 +185,7 @@ def _listed(files: Files, path: str) -> list[str]:
 def _is_there(files: Files, path: str) -> bool:
     try:
         files.size_of(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

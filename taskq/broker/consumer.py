@@ -239,6 +239,9 @@ class EmbeddedConsumer:
             raise storage_error(f"the lease of group {self._group} on {tp}", directory.root, error) from error
         if lease is None:
             return None
+        if partition.is_deleted:
+            lease.release()
+            return None
         bounds = partition.bounds()
         committed = lease.committed or Committed(bounds.start)
         if committed.offset > bounds.end:
@@ -268,7 +271,7 @@ class EmbeddedConsumer:
             check_progress(tp, committed)
         for tp, committed in progress.items():
             held = self._held.get(tp)
-            if held is not None:
+            if held is not None and not held.partition.is_deleted:  # the lease may be of the topic that was made anew
                 held.lease.commit(committed, held.partition.end())
 
     @documented("a release")

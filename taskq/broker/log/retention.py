@@ -20,14 +20,13 @@ from taskq.broker.log import checkpoint, names
 from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, read_header
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, read_whole
-from taskq.broker.log.head import Head, HeadState, Times
+from taskq.broker.log.head import HeadState, Times
 from taskq.broker.log.idempotence import remember
 from taskq.broker.log.index import TIME_ENTRY, find, is_time_index_sound
-from taskq.broker.log.opening import change_head
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.recovery import remove_segment, segment_bases
 from taskq.broker.log.scan import scan
-from taskq.errors import CorruptLog
+from taskq.errors import CorruptLog, TopicNotFound
 from taskq.topics import TopicSettings
 
 
@@ -71,7 +70,7 @@ def clean(files: Files, partition: Partition, settings: TopicSettings, now_ms: i
     """
     directory = partition.directory
     roll_if_old(files, partition, settings, now_ms)
-    _remove_below(files, directory, partition.bounds().start)  # what another began to remove, and died
+    _remove_below(files, partition, partition.bounds().start)  # what another began to remove, and died
     active = partition.head.state()
     bases = [base for base in segment_bases(files, directory) if base < active.segment_base]
     segments: list[Segment] = []
@@ -86,8 +85,8 @@ def clean(files: Files, partition: Partition, settings: TopicSettings, now_ms: i
     if going:
         with suppress(CorruptLog):  # a producer whose batches can't be read is one that is not known
             remember(files, directory, active, now_ms)
-        _begin_at(files, directory, going[-1].end)
-        _remove_below(files, directory, going[-1].end)
+        _begin_at(files, partition, going[-1].end)
+        _remove_below(files, partition, going[-1].end)
     return going
 
 
@@ -116,17 +115,14 @@ def _first_timestamp_ms(files: Files, path: str) -> int | None:
         files.close(fd)
 
 
-def _begin_at(files: Files, directory: str, start: int) -> None:
+def _begin_at(files: Files, partition: Partition, start: int) -> None:
     """Have the log begin at `start`, also after a power cut."""
-    states: list[HeadState] = []
-
-    def move(head: Head) -> None:
-        state = head.state()
-        states.append(evolve(state, start_offset=max(state.start_offset, min(start, state.next_offset))))
-        head.republish(states[-1])
-
-    change_head(files, directory, move)
-    (state,) = states
+    directory = partition.directory
+    with partition.locked():  # its own head: by now, that of this name may be of the topic that was made anew
+        _check_there(partition)
+        state = partition.head.state()
+        state = evolve(state, start_offset=max(state.start_offset, min(start, state.next_offset)))
+        partition.head.republish(state)
     while True:
         known = checkpoint.read(files, directory)
         if known is not None and known.state.start_offset >= start:
@@ -136,15 +132,24 @@ def _begin_at(files: Files, directory: str, start: int) -> None:
         base = state.segment_base
         empty = Checkpoint(HeadState(base, 0, base, -1, 0, start), Times())
         found = known if known is not None and known.state.segment_base == base else empty
+        _check_there(partition)
         checkpoint.write(files, directory, evolve(found, state=evolve(found.state, start_offset=start)))
     files.sync_directory(directory)
 
 
-def _remove_below(files: Files, directory: str, start: int) -> None:
+def _check_there(partition: Partition) -> None:
+    """Raise TopicNotFound if the topic has been deleted: what has its files' names may be another's."""
+    if partition.is_deleted:
+        raise TopicNotFound(f"{partition.name}: the topic has been deleted")
+
+
+def _remove_below(files: Files, partition: Partition, start: int) -> None:
     """Remove the segments all of whose offsets are below `start`."""
+    directory = partition.directory
     bases = segment_bases(files, directory)
     gone = [base for base, end in pairwise(bases) if end <= start]
     for base in gone:
+        _check_there(partition)
         remove_segment(files, directory, base)
     if gone:
         files.sync_directory(directory)

@@ -1,0 +1,132 @@
+"""A topic that is deleted and made anew under somebody's hands: nothing meant for the old one reaches the new one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from taskq.broker.cleaner import Cleaner
+from taskq.broker.consumer import EmbeddedConsumer
+from taskq.broker.embedded import EmbeddedBroker
+from taskq.broker.log import retention
+from taskq.broker.log.catalogue import Catalogue
+from taskq.broker.log.offsets import Lease
+from taskq.broker.port import Committed, PartitionBounds, TopicPartition
+from tests.processes import wait_until
+
+TP = TopicPartition("feed", 0)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    with closing(EmbeddedBroker(str(tmp_path), partitions_default=1)) as broker:
+        yield broker
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """Stands for another process."""
+    with closing(EmbeddedBroker(str(tmp_path), partitions_default=1)) as broker:
+        yield broker
+
+
+def publish(broker: EmbeddedBroker, count: int, value: bytes) -> None:
+    for _ in range(count):
+        broker.producer().send("feed", value)
+
+
+@pytest.mark.parametrize("before", ["remember", "_begin_at", "_remove_below"])
+def test_retention_moves_no_start_but_of_the_log_it_looked_at(
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    broker.admin().create_topic("feed", 1, segment_bytes=1024, retention_bytes=0, unfinished="delete")
+    publish(broker, 100, b"x" * 100)
+    real, begun = getattr(retention, before), []
+
+    def make_anew(*arguments: object) -> object:
+        if not begun and (before != "_remove_below" or arguments[2]):  # it is called for what is left over, too
+            begun.append(True)
+            other.admin().delete_topic("feed")
+            other.admin().create_topic("feed", 1, segment_bytes=1024)
+            publish(other, 20, b"new" * 50)
+        return real(*arguments)
+
+    monkeypatch.setattr(retention, before, make_anew)
+    assert Cleaner(broker._directory).clean()
+    assert begun
+    assert other.reader().bounds(TP) == PartitionBounds(0, 20)
+    assert other.reader().read(TP, 0)[0].offset == 0
+    assert not begins_later_after_a_reboot(tmp_path)
+
+
+def begins_later_after_a_reboot(root: Path) -> bool:
+    (root / "topics" / "feed" / "0" / "head").unlink()
+    with closing(EmbeddedBroker(str(root))) as again:
+        return again.reader().bounds(TP).start > 0
+
+
+def member(broker: EmbeddedBroker) -> EmbeddedConsumer:
+    consumer = broker.consumer("group", ["feed"])
+    assert isinstance(consumer, EmbeddedConsumer)
+    return consumer
+
+
+def test_a_lease_taken_when_progress_was_removed_already_does_not_outlive_the_topic(
+    broker: EmbeddedBroker, other: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(broker, 50, b"old")
+    consumer = member(broker)
+    forget, taken = Catalogue._forget_progress, threading.Event()
+    take = Lease.take.__func__  # type: ignore[attr-defined]
+
+    def forget_and_have_taken(catalogue: Catalogue, name: str) -> None:
+        forget(catalogue, name)
+        if not taken.is_set():
+            taken.set()
+            lease = take(Lease, broker._directory.files, broker._directory.root, "group", "feed", 0, "one")
+            lease.commit(Committed(50), 50)  # as by a member whose look at the head came just before
+            lease.release()
+
+    monkeypatch.setattr(Catalogue, "_forget_progress", forget_and_have_taken)
+    other.admin().delete_topic("feed")
+    assert taken.is_set()
+    publish(other, 60, b"new")
+    wait_until(lambda: consumer.poll(0.1).assigned == {TP: Committed(0)}, "it begins at the start")
+    consumer.close()
+
+
+def test_no_partition_of_a_deleted_topic_is_taken(
+    broker: EmbeddedBroker, other: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(broker, 50, b"old")
+    consumer = member(broker)
+    take, made = Lease.take.__func__, []  # type: ignore[attr-defined]
+
+    def take_late(cls: type[Lease], *arguments: object) -> Lease | None:
+        if not made:
+            made.append(True)
+            other.admin().delete_topic("feed")
+            publish(other, 60, b"new")
+        lease: Lease | None = take(cls, *arguments)
+        return lease
+
+    monkeypatch.setattr(Lease, "take", classmethod(take_late))
+    assert not consumer.poll(0).assigned
+    assert made
+    wait_until(lambda: consumer.poll(0.1).assigned == {TP: Committed(0)}, "it has the new one")
+    consumer.close()
+
+
+def test_a_commit_for_a_deleted_topic_goes_nowhere(broker: EmbeddedBroker, other: EmbeddedBroker) -> None:
+    publish(broker, 50, b"old")
+    consumer = member(broker)
+    wait_until(lambda: consumer.poll(0.1).assigned, "it is assigned")
+    lease = consumer._held[TP].lease
+    other.admin().delete_topic("feed")
+    consumer.commit({TP: Committed(50)})
+    assert lease.committed is None
+    consumer.close()

@@ -45,7 +45,7 @@ def test_retention_moves_no_start_but_of_the_log_it_looked_at(
 ) -> None:
     broker.admin().create_topic("feed", 1, segment_bytes=1024, retention_bytes=0, unfinished="delete")
     publish(broker, 100, b"x" * 100)
-    real, begun = getattr(retention, before), []
+    real, begun = getattr(retention, before), list[bool]()
 
     def make_anew(*arguments: object) -> object:
         if not begun and (before != "_remove_below" or arguments[2]):  # it is called for what is left over, too
@@ -104,7 +104,8 @@ def test_no_partition_of_a_deleted_topic_is_taken(
 ) -> None:
     publish(broker, 50, b"old")
     consumer = member(broker)
-    take, made = Lease.take.__func__, []  # type: ignore[attr-defined]
+    take = Lease.take.__func__  # type: ignore[attr-defined]
+    made: list[bool] = []
 
     def take_late(cls: type[Lease], *arguments: object) -> Lease | None:
         if not made:

@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from attrs import evolve
 
@@ -20,12 +21,16 @@ from taskq.broker.log import names, offsets, retention
 from taskq.broker.log.catalogue import Topic
 from taskq.broker.log.compaction import CompactionSettings, compact
 from taskq.broker.log.directory import DataDirectory
+from taskq.broker.log.files import Files
 from taskq.broker.log.locks import close_lockable, open_lockable, try_lock
 from taskq.broker.log.partition import Partition
 from taskq.broker.port import TopicPartition
 from taskq.errors import TopicNotFound
 
 INTERVAL_S = 30.0
+
+RUBBISH_MS = 60 * 60 * 1000
+"""How old a small file that is being written must be to be taken for one whose writer died: that takes milliseconds."""
 
 _log = logging.getLogger("taskq.broker")
 
@@ -98,6 +103,7 @@ class Cleaner:
 
     def _clean_partition(self, partition: Partition, topic: Topic, finished: int) -> None:
         files, settings, now_ms = self._directory.files, topic.settings, int(self._now() * 1000)
+        _remove_rubbish(files, partition.directory, now_ms)
         if settings.cleanup_policy == "compact":
             retention.roll_if_old(files, partition, evolve(settings, retention_ms=-1), now_ms)
             chosen = CompactionSettings(settings.segment_bytes, settings.delete_retention_ms)
@@ -129,3 +135,15 @@ class Cleaner:
                 for number in range(topic.partitions):
                     lowest[number] = min(lowest.get(number, 1 << 62), committed.get(number, 0))
         return lowest
+
+
+def _remove_rubbish(files: Files, directory: str, now_ms: int) -> None:
+    """Remove what writers that died have left of small files they were writing.
+
+    By age, not by the process in the name: those who share a directory need not see each other's processes.
+    """
+    for name in filter(names.is_temporary, files.listdir(directory)):
+        path = f"{directory}/{name}"
+        with suppress(FileNotFoundError):  # it was being written, and is done
+            if now_ms - files.stamp(path)[1] // 1_000_000 > RUBBISH_MS:
+                files.unlink(path)

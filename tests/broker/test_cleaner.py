@@ -224,3 +224,16 @@ def test_a_deletion_that_was_cut_short_is_finished(broker: EmbeddedBroker, tmp_p
     assert broker.admin().describe_group("group").committed == {}
     broker.producer().send("feed", b"new")
     assert broker.reader().bounds(TP) == PartitionBounds(0, 1)
+
+
+def test_what_a_writer_left_that_was_killed_is_removed(broker: EmbeddedBroker, tmp_path: Path) -> None:
+    fill(broker)
+    directory = tmp_path / "log" / "topics" / "feed" / "0"
+    left, foreign = directory / "checkpoint.12-34.tmp", directory / "notes.tmp"
+    left.touch()
+    foreign.touch()
+    clean(broker, 0)
+    assert left.exists(), "it may be being written"
+    clean(broker, 0.1)
+    assert not left.exists()
+    assert foreign.exists()

@@ -76,7 +76,7 @@ def member(broker: EmbeddedBroker) -> EmbeddedConsumer:
 
 
 def test_a_lease_taken_when_progress_was_removed_already_does_not_outlive_the_topic(
-    broker: EmbeddedBroker, other: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(broker, 50, b"old")
     consumer = member(broker)
@@ -94,6 +94,8 @@ def test_a_lease_taken_when_progress_was_removed_already_does_not_outlive_the_to
     monkeypatch.setattr(Catalogue, "_forget_progress", forget_and_have_taken)
     other.admin().delete_topic("feed")
     assert taken.is_set()
+    assert broker.admin().describe_group("group").committed == {}
+    assert not (tmp_path / "groups" / "group" / "topics" / "feed").exists()
     publish(other, 60, b"new")
     wait_until(lambda: consumer.poll(0.1).assigned == {TP: Committed(0)}, "it begins at the start")
     consumer.close()

@@ -24,6 +24,8 @@ groups/<group>/topics/<topic>/<partition>  the partition's lease (a flock), owne
 
 from __future__ import annotations
 
+import re
+
 FORMAT_VERSION = 2
 
 UNFINISHED = "~"
@@ -33,6 +35,7 @@ _TIMEINDEX = ".timeindex"
 _ASIDE = ".aside"
 _SNAPSHOT = ".snapshot"
 _DIGITS = 20
+_TEMPORARY = re.compile(r".+\.\d+-\d+\.tmp", re.ASCII)  # as files.write_whole names them: process and thread
 
 
 def format_file(root: str) -> str:
@@ -121,6 +124,11 @@ def recovery_report(partition_directory: str) -> str:
 def aside(partition_directory: str, base_offset: int, position: int) -> str:
     """Where recovery puts what it takes out of segment `base_offset` from byte `position` on."""
     return f"{partition_directory}/{base_offset:0{_DIGITS}}.{position}{_ASIDE}"
+
+
+def is_temporary(file_name: str) -> bool:
+    """Whether this is a small file that is being written, or was by a process that died."""
+    return _TEMPORARY.fullmatch(file_name) is not None
 
 
 def log_base_offset(file_name: str) -> int | None:

@@ -340,6 +340,7 @@ class EmbeddedAdmin:
 
     def alter_topic(self, topic: str, partitions: int | None = None, **settings: int | str) -> None:
         self._directory.catalogue.alter(check_topic(topic), partitions, parse_settings(settings))
+        self._directory.find(topic)  # so that who publishes in this process knows at once
 
     def delete_topic(self, topic: str) -> None:
         self._directory.catalogue.delete(check_topic(topic))

@@ -163,9 +163,9 @@ class EmbeddedConsumer:
 
     def _rebalance(self, now: float) -> Polled | None:
         """Take what is due to us and free, and report what is due to others. None if nothing changed."""
-        if lost := self._lose():
-            return Polled(lost=lost)
         target: set[TopicPartition] = set() if self._is_leaving else self._find_target()
+        if lost := self._lose():  # after the target: what has no place in it, since its topic is gone, is not revoked
+            return Polled(lost=lost)
         assigned = {tp: committed for tp in sorted(target - self._held.keys()) if (committed := self._take(tp))}
         revoking = set()
         for tp, held in self._held.items():

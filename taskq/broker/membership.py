@@ -6,14 +6,13 @@ holder is dead, however it died, and its file is removed, as is what it left beh
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 
 from taskq.broker.log import names
-from taskq.broker.log.files import Files
+from taskq.broker.log.files import Files, check_written
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, try_lock
 from taskq.broker.wakeups import remove_if_dead, shared_link
 
@@ -42,8 +41,7 @@ class Membership:
             close_lockable(self._files, fd)
         try:
             text = json.dumps(self._topics[self._id]).encode()
-            if self._files.pwrite(fd, text, 0) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+            check_written(self._files.pwrite(fd, text, 0), text, self._path)
         except OSError:  # others must not wait for a member that never came to be
             with suppress(OSError):
                 self._files.unlink(self._path)

@@ -28,7 +28,7 @@ from attrs import evolve, field, frozen
 from taskq.broker.limits import check_partitions
 from taskq.broker.log import names
 from taskq.broker.log.failures import storage_error
-from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
+from taskq.broker.log.files import Files, encode_json, is_there, read_whole, write_whole
 from taskq.broker.log.head import SETTINGS, Head, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable
 from taskq.broker.log.offsets import group_names
@@ -111,7 +111,7 @@ class Catalogue:
         final, unfinished = names.topic(self._root, topic.name), names.unfinished_topic(self._root, topic.name)
         if self._is_half_deleted(topic.name):
             self._remove(topic.name)  # whoever deleted it died halfway
-        elif _is_there(self._files, final):
+        elif is_there(self._files, final):
             raise BrokerUnavailable(
                 f"topic {topic.name!r} can't be created: {final} is there, without a topic.json. If it is a topic's "
                 "that lost this file, restore the file from a backup; else move it away"
@@ -178,7 +178,7 @@ class Catalogue:
 
     def _is_half_deleted(self, name: str) -> bool:
         marker = names.deleted_file(names.topic(self._root, name))
-        return self.stamp(name) is None and _is_there(self._files, marker)
+        return self.stamp(name) is None and is_there(self._files, marker)
 
     def _remove(self, name: str) -> None:
         """Remove a topic that `_is_half_deleted`."""
@@ -238,14 +238,6 @@ class Catalogue:
                 close_lockable(self._files, lock_fd)
         except OSError as error:
             raise storage_error(failing, self._root, error) from error
-
-
-def _is_there(files: Files, path: str) -> bool:
-    try:
-        files.stamp(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def _mark_altered(head: Head) -> None:

@@ -35,7 +35,6 @@ from attrs import asdict, define, evolve, frozen
 
 from taskq.broker.log import names, replacement
 from taskq.broker.log.batch import BadBatch
-from taskq.broker.log.damage import sound_batch
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files, read_whole, write_whole
 from taskq.broker.log.head import HeadState
@@ -54,6 +53,7 @@ from taskq.broker.log.rewriting import (
     records_of,
     reduced,
 )
+from taskq.broker.log.scan import sound_batch
 from taskq.broker.log.sealed import decode_sealed, encode_sealed
 from taskq.broker.port import Record
 from taskq.errors import CorruptLog, TopicNotFound

@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from taskq.broker.log import names
 from taskq.broker.log.batch import HEADER_BYTES, BadBatch, decode_batches, read_header
-from taskq.broker.log.damage import after_damage, sound_batch
+from taskq.broker.log.damage import after_damage
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import Head
 from taskq.broker.log.lookup import locate
 from taskq.broker.log.recovery import segment_bases
+from taskq.broker.log.scan import sound_batch
 from taskq.broker.port import Lost, Record
 from taskq.errors import CorruptLog, OffsetOutOfRange
 

@@ -11,25 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskq.broker.log.batch import HEADER, HEADER_BYTES, BadBatch, BatchHeader, check_crc, read_header
+from taskq.broker.log.batch import HEADER, HEADER_BYTES, BatchHeader
 from taskq.broker.log.files import Files
-from taskq.broker.log.scan import Scanned, next_sound_batch, scan
+from taskq.broker.log.scan import Scanned, next_sound_batch, scan, sound_batch
 from taskq.broker.port import Lost
-
-
-def sound_batch(files: Files, log_fd: int, position: int, limit: int) -> BatchHeader | None:
-    """The header of the batch at `position`, if it is sound and ends at byte `limit` or before."""
-    raw = files.pread(log_fd, HEADER_BYTES, position)
-    if len(raw) < HEADER_BYTES:
-        return None
-    try:
-        header = read_header(raw, 0)
-        if position + header.size > limit:
-            return None
-        check_crc(files.pread(log_fd, header.size, position), 0, header)
-    except BadBatch:
-        return None
-    return header
 
 
 def after_damage(

@@ -184,6 +184,29 @@ def read_whole(files: Files, path: str) -> bytes:
         files.close(fd)
 
 
+def check_written(count: int, data: bytes, path: str | None = None) -> None:
+    """Raise OSError if `count`, what writing `data` returned, is not all of it: a disk that is full may take a part."""
+    if count != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def is_there(files: Files, path: str) -> bool:
+    """Whether anything has this name."""
+    try:
+        files.size_of(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def read_or_empty(files: Files, path: str) -> bytes:
+    """All bytes of a file; none if there is no such file."""
+    try:
+        return read_whole(files, path)
+    except FileNotFoundError:
+        return b""
+
+
 def write_whole(files: Files, path: str, data: bytes) -> None:
     """Put `data` in the place of the file at `path`.
 
@@ -194,8 +217,7 @@ def write_whole(files: Files, path: str, data: bytes) -> None:
     fd = files.open(temporary, create=True)
     try:
         files.truncate(fd, 0)
-        if files.pwrite(fd, data, 0) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+        check_written(files.pwrite(fd, data, 0), data, temporary)
         files.sync(fd)
     except OSError:
         files.close(fd)

@@ -94,18 +94,6 @@ def floor_position(index: bytes, relative_offset: int) -> int:
     return max(0, position)
 
 
-def floor_offset(time_index: bytes, timestamp_ms: int) -> int:
-    """The relative offset up to which every record is older than `timestamp_ms`, as the index says; -1 if none is."""
-    found = -1
-    for indexed_ms, offset in TIME_ENTRY.iter_unpack(
-        time_index[: len(time_index) // TIME_ENTRY.size * TIME_ENTRY.size]
-    ):
-        if indexed_ms >= timestamp_ms:
-            break
-        found = offset
-    return found
-
-
 def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int, limit: int) -> int:
     """Position of the batch of the segment that holds `offset`.
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from taskq.broker.log import names
-from taskq.broker.log.batch import BadBatch, BatchHeader, decode_batches, read_header
+from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, decode_batches, read_header
 from taskq.broker.log.damage import walk
-from taskq.broker.log.files import Files, read_whole, write_whole
+from taskq.broker.log.files import Files, read_or_empty, write_whole
 from taskq.broker.log.head import Head, HeadState
 from taskq.broker.log.index import ENTRY, TIME_ENTRY, IndexBuilder, begins_below, find_from, floor_position
 from taskq.broker.log.recovery import segment_bases
@@ -34,7 +34,7 @@ def locate(files: Files, directory: str, log_fd: int, base: int, offset: int, en
     if offset <= base:
         return 0
     is_closed = base < end.segment_base
-    index = _read(files, names.index(directory, base))
+    index = read_or_empty(files, names.index(directory, base))
     if is_closed and not _looks_sound(index, files.size(log_fd)):
         index = bytes(rebuild(files, directory, base, log_fd).index)
     position = floor_position(index, offset - base)
@@ -89,13 +89,6 @@ def _remove_indexes(files: Files, directory: str, base: int) -> None:
     for path in (names.index(directory, base), names.timeindex(directory, base)):
         with suppress(FileNotFoundError):
             files.unlink(path)
-
-
-def _read(files: Files, path: str) -> bytes:
-    try:
-        return read_whole(files, path)
-    except FileNotFoundError:
-        return b""
 
 
 # -- by time
@@ -192,7 +185,7 @@ def _first_record(
 def _floor(files: Files, directory: str, log_fd: int, base: int, state: HeadState, timestamp_ms: int) -> int:
     """An offset of the segment below which all records are older than `timestamp_ms`, by its time index."""
     is_closed = base < state.segment_base
-    time_index = _read(files, names.timeindex(directory, base))
+    time_index = read_or_empty(files, names.timeindex(directory, base))
     if is_closed and (not time_index or len(time_index) % TIME_ENTRY.size):
         time_index = bytes(rebuild(files, directory, base, log_fd).time_index)
     entry = _floor_entry(time_index, timestamp_ms)
@@ -227,7 +220,7 @@ def _is_true(
     """Whether a batch that ends at offset `last` has this largest timestamp, as an entry claims."""
     try:
         position = locate(files, directory, log_fd, base, last, state)
-        header = read_header(files.pread(log_fd, 61, position).ljust(61, b"\0"), 0)
+        header = read_header(files.pread(log_fd, HEADER_BYTES, position).ljust(HEADER_BYTES, b"\0"), 0)
     except BadBatch:
         return False
     return header.next_offset == last + 1 and header.max_timestamp_ms == indexed_ms

@@ -18,8 +18,6 @@ dead.
 
 from __future__ import annotations
 
-import errno
-import os
 from contextlib import suppress
 from struct import Struct
 from typing import NamedTuple
@@ -27,7 +25,7 @@ from typing import NamedTuple
 from taskq.broker.log import names
 from taskq.broker.log.batch import crc32c
 from taskq.broker.log.failures import storage_error
-from taskq.broker.log.files import Files
+from taskq.broker.log.files import Files, check_written
 from taskq.broker.log.locks import close_lockable, open_lockable, try_lock
 from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Committed
 from taskq.config import check_group
@@ -174,8 +172,7 @@ def _sync_names(files: Files, root: str, path: str) -> None:
 
 
 def _write(files: Files, fd: int, data: bytes, position: int) -> None:
-    if files.pwrite(fd, data, position) != len(data):  # a disk that is full may take a part
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_written(files.pwrite(fd, data, position), data)
 
 
 def group_names(files: Files, root: str) -> list[str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
 from taskq.broker.log import names
 from taskq.broker.log.failures import is_out_of_files, storage_error
-from taskq.broker.log.files import Files
+from taskq.broker.log.files import Files, check_written
 from taskq.broker.log.head import HEAD_BYTES, NOTICE, RECOVERIES, SYNCED, Head, HeadState, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
 from taskq.broker.log.recovery import keep_report, recover, remove_segment, repair, segment_bases
@@ -55,9 +54,10 @@ def open_head(files: Files, directory: str, name: str, recovered: Callable[[int]
 
 
 def _map(files: Files, directory: str, head_fd: int) -> Head:
-    # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
-    if files.size(head_fd) < HEAD_BYTES and files.pwrite(head_fd, bytes(HEAD_BYTES), 0) != HEAD_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if files.size(head_fd) < HEAD_BYTES:
+        # Written, not only made longer: a store to mapped memory for which the disk has no room is a SIGBUS.
+        empty = bytes(HEAD_BYTES)
+        check_written(files.pwrite(head_fd, empty, 0), empty)
     mapped_fd = files.open(names.head(directory))  # another one than what is locked: see locks.py
     try:
         if files.identity(mapped_fd) != files.identity(head_fd):

@@ -29,7 +29,7 @@ from attrs import asdict, evolve, frozen
 from taskq.broker.log import checkpoint, names, replacement
 from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, encode_filler, read_header
 from taskq.broker.log.checkpoint import Checkpoint
-from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
+from taskq.broker.log.files import Files, encode_json, read_or_empty, read_whole, write_whole
 from taskq.broker.log.head import HeadState, Times
 from taskq.broker.log.index import IndexBuilder, is_index_sound, is_time_index_sound
 from taskq.broker.log.scan import Scanned, next_sound_batch, scan
@@ -143,19 +143,12 @@ def _start(
     """Where to begin to scan segment `base`: (what its indexes hold before that, position, offset due there)."""
     if known is not None and known.state.segment_base == base and known.state.position <= files.size(log_fd):
         state, times = known.state, known.times
-        index = _read_up_to(files, names.index(directory, base), state.index_size)
-        time_index = _read_up_to(files, names.timeindex(directory, base), times.index_size)
+        index = read_or_empty(files, names.index(directory, base))[: state.index_size]
+        time_index = read_or_empty(files, names.timeindex(directory, base))[: times.index_size]
         is_whole = len(index) == state.index_size and len(time_index) == times.index_size
         if is_whole and is_index_sound(index, state.position) and is_time_index_sound(time_index):
             return IndexBuilder(base, index, time_index, times), state.position, state.next_offset
     return IndexBuilder(base), 0, base
-
-
-def _read_up_to(files: Files, path: str, size: int) -> bytes:
-    try:
-        return read_whole(files, path)[:size]
-    except FileNotFoundError:
-        return b""
 
 
 def _cut(files: Files, directory: str, log_fd: int, base: int, scanned: Scanned, size: int) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,7 +19,7 @@ from taskq.broker.log.batch import (
     encode_filler,
     read_header,
 )
-from taskq.broker.log.files import Files
+from taskq.broker.log.files import Files, check_written
 from taskq.broker.log.index import IndexBuilder
 from taskq.broker.log.records import decode_record
 from taskq.broker.port import Record
@@ -142,10 +140,9 @@ class SegmentWriter:
                 self._flush()
 
     def _flush(self) -> None:
-        count = self._files.pwrite(self._fd, bytes(self._pending), self._written)
-        if count != len(self._pending):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
-        self._written += count
+        data = bytes(self._pending)
+        check_written(self._files.pwrite(self._fd, data, self._written), data, self._path)
+        self._written += len(data)
         self._pending.clear()
 
     def close(self) -> None:

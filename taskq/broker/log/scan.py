@@ -80,7 +80,7 @@ def next_sound_batch(files: Files, log_fd: int, position: int, offset: int) -> t
         found = buffer.find(_PATTERN, LENGTH_FIELD_END)
         while found >= 0:
             at = found - LENGTH_FIELD_END
-            header = _sound_batch(files, log_fd, position + at, end)
+            header = sound_batch(files, log_fd, position + at, end)
             if header is not None and header.base_offset >= offset:
                 return position + at, header
             found = buffer.find(_PATTERN, found + 1)
@@ -90,13 +90,14 @@ def next_sound_batch(files: Files, log_fd: int, position: int, offset: int) -> t
     return None
 
 
-def _sound_batch(files: Files, log_fd: int, position: int, end: int) -> BatchHeader | None:
+def sound_batch(files: Files, log_fd: int, position: int, limit: int) -> BatchHeader | None:
+    """The header of the batch at `position`, if it is sound and ends at byte `limit` or before."""
     raw = files.pread(log_fd, HEADER_BYTES, position)
     if len(raw) < HEADER_BYTES:
         return None
     try:
         header = read_header(raw, 0)
-        if position + header.size > end:
+        if position + header.size > limit:
             return None
         check_crc(files.pread(log_fd, header.size, position), 0, header)
     except BadBatch:

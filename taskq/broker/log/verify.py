@@ -15,7 +15,7 @@ from typing import Any
 from attrs import asdict, define, field
 
 from taskq.broker.log import names, offsets
-from taskq.broker.log.files import TEMPORARY, Files, read_whole
+from taskq.broker.log.files import TEMPORARY, Files, is_there, read_whole
 from taskq.broker.log.inspection import DAMAGE, INFORMATION, WARNING, Counts, Finding, inspect, inspect_segment
 from taskq.broker.log.view import read_head
 from taskq.errors import ConfigError
@@ -166,10 +166,10 @@ def _data_directory(files: Files, root: str, found: Verified, progress: Progress
             ends[name] = _topic(files, path, one, progress)
         except (FileNotFoundError, NotADirectoryError):
             ends.pop(name, None)
-        if _is_there(files, names.deleted_file(path)) and not _is_there(files, names.topic_file(path)):
+        if is_there(files, names.deleted_file(path)) and not is_there(files, names.topic_file(path)):
             ends.pop(name, None)
             found.say(INFORMATION, path, "a topic that is being deleted, or whose deleter died halfway")
-        elif _is_there(files, path):  # else it has been deleted meanwhile, and what seemed to be missing is not
+        elif is_there(files, path):  # else it has been deleted meanwhile, and what seemed to be missing is not
             found.add(one.findings, one.counts)
     for group in _listed(files, names.groups(root)):
         _group(files, root, group, ends, found)
@@ -180,14 +180,6 @@ def _listed(files: Files, path: str) -> list[str]:
         return sorted(files.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _is_there(files: Files, path: str) -> bool:
-    try:
-        files.size_of(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def _group(files: Files, root: str, group: str, ends: dict[str, list[int]], found: Verified) -> None:

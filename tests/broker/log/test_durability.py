@@ -46,6 +46,21 @@ def append(partition: Partition, value: bytes) -> int:
     return partition.append(plain(value), 1, NOW_MS)
 
 
+def append_and_fail(partition: Partition, files: SyncFiles, count: int, synced: int) -> list[int]:
+    """Append `count` numbers, sync after `synced` of them, and fail to at the end. Returns the sizes of the log."""
+    sizes = [0]
+    for number in range(count):
+        append(partition, b"%d" % number)
+        sizes.append(partition.size_bytes())
+        if number + 1 == synced:
+            partition.sync()
+    files.error = errno.EIO
+    with pytest.raises(StorageError):
+        partition.sync()
+    files.error = None
+    return sizes
+
+
 def test_what_another_process_synced_need_not_be_synced_again(open_partition: OpenPartition) -> None:
     files = SyncFiles()
     ours, theirs = open_partition(files), open_partition(files)
@@ -130,20 +145,10 @@ def test_what_is_gone_after_a_failed_fsync_leaves_a_gap_and_no_offset_is_given_o
     open_partition: OpenPartition, tmp_path: Path
 ) -> None:
     files = SyncFiles()
-    partition = open_partition(files)
-    ends = []
-    for number in range(6):
-        append(partition, b"%d" % number)
-        ends.append(partition.size_bytes())
-        if number == 2:
-            partition.sync()
-    files.error = errno.EIO
-    with pytest.raises(StorageError):
-        partition.sync()
-    files.error = None
+    ends = append_and_fail(open_partition(files), files, count=6, synced=3)
     (log,) = tmp_path.glob("*.log")
     raw = bytearray(log.read_bytes())
-    raw[ends[3] : ends[4]] = bytes(ends[4] - ends[3])  # a page that was dropped, and read again from the disk
+    raw[ends[4] : ends[5]] = bytes(ends[5] - ends[4])  # a page that was dropped, and read again from the disk
     log.write_bytes(raw)
     reopened = open_partition(files)
     assert reopened.end() == 6
@@ -156,17 +161,7 @@ def test_a_repair_touches_nothing_that_had_been_synced(
     open_partition: OpenPartition, tmp_path: Path, harmed: str
 ) -> None:
     files = SyncFiles()
-    partition = open_partition(files)
-    ends = [0]
-    for number in range(8):
-        append(partition, b"%d" % number)
-        ends.append(partition.size_bytes())
-        if number == 5:
-            partition.sync()
-    files.error = errno.EIO
-    with pytest.raises(StorageError):
-        partition.sync()
-    files.error = None
+    ends = append_and_fail(open_partition(files), files, count=8, synced=6)
     (log,) = tmp_path.glob("*.log")
     sound = log.read_bytes()
     raw = bytearray(sound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -207,6 +208,9 @@ class Scenario:
         keyed = str(self.directory(TopicPartition("keyed", 0)))
         Path(names.merging(keyed)).write_bytes(encode_sealed({"base": 0, "end": -1, "others": []}))
         Path(replacement.temporary(names.log(keyed, 0))).touch()
+        rubbish = Path(f"{names.checkpoint(keyed)}.1-1.tmp")  # of a writer that died long ago
+        rubbish.touch()
+        os.utime(rubbish, (0, 0))
         for _ in range(_CLEANINGS):
             with suppress(OSError, BrokerError):
                 self.broker._cleaner.clean()

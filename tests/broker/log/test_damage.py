@@ -206,6 +206,8 @@ def test_whatever_is_overwritten_nothing_is_served_that_was_not_written(
         for _ in range(hits):
             path = rng.choice(paths)
             size = path.stat().st_size
+            if not size:  # an earlier hit has left nothing of it
+                continue
             what = rng.choice((b"\0", b"\xff", b"\2", rng.randbytes(4), bytes(100), rng.randbytes(100)))
             overwrite(path, rng.randrange(size), what)
             if rng.random() < 0.2:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from taskq.app import TaskQ, default_app
 from taskq.context import Reject, current
-from taskq.decorators import AsyncTask, Event, SyncTask, Task
+from taskq.decorators import AsyncTask, SyncTask, Task
 from taskq.errors import TaskqError
+from taskq.events import Event
 from taskq.results import Handle
+from taskq.retry import Retry
 
 task = default_app.task
 event = default_app.event
@@ -26,6 +28,7 @@ __all__ = [
     "Event",
     "Handle",
     "Reject",
+    "Retry",
     "SyncTask",
     "Task",
     "TaskQ",

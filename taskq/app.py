@@ -15,9 +15,12 @@ from attrs import frozen
 
 from taskq.broker.port import Broker, Producer
 from taskq.config import Settings, did_you_mean, load_settings, with_overrides
-from taskq.decorators import AsyncTask, Decorator, Event, SyncTask, Task, default_name, make_task
+from taskq.decorators import AsyncTask, Decorator, Priority, SyncTask, Task, default_name, make_task
 from taskq.errors import ConfigError
-from taskq.options import Key, SerializerName, check_options
+from taskq.events import Event
+from taskq.options import MAX_DELIVERIES, Key, SerializerName, check_options
+from taskq.retry import Retry
+from taskq.topics import retry_topic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,9 +49,16 @@ class TaskQ:
     # _lock guards what is opened, settings included. Registration is done while modules are imported, by one thread.
 
     def __init__(
-        self, name: str, *, broker: str | os.PathLike[str] | None = None, settings: Settings | None = None
+        self,
+        name: str,
+        *,
+        broker: str | os.PathLike[str] | None = None,
+        settings: Settings | None = None,
+        retry: Retry | None = None,
     ) -> None:
         self.name = name
+        self.retry = retry
+        """The policy of tasks without one of their own."""
         self.opened: Producer | None = None
         self._overrides: dict[str, Any] = {"broker": broker}
         self._given_settings = settings
@@ -79,8 +89,16 @@ class TaskQ:
         group: str | None = None,
         key: Key | None = None,
         serializer: SerializerName = "msgpack",
-        order: Literal["none"] = "none",
-        executor: Literal["auto"] = "auto",
+        order: Literal["none", "key", "partition"] = "none",
+        executor: Literal["auto", "process"] = "auto",
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        expires: float | None = None,
+        max_deliveries: int = MAX_DELIVERIES,
+        at_most_once: bool = False,
+        rate_limit: str | float | None = None,
+        concurrency: int | None = None,
+        priority: Priority | None = None,
     ) -> Decorator: ...
     def task(self, fn: Any = None, **options: Any) -> Any:
         """Make a task of a function: `@task`, or `@task(...)` with options.
@@ -91,8 +109,19 @@ class TaskQ:
         key         of their records: a string, or a function of some of the task's parameters, by name. Records with
                     one key are in one partition
         serializer  "msgpack" (default), "json", or "cloudpickle", which needs TASKQ_SECRET and takes any arguments
+        retry       a `Retry`: how often and when to try again what failed; by default the app's
+        timeout     seconds that a run may take: `async def` tasks and those in processes are stopped then
+        expires     seconds after publishing, after which an invocation is not started any more
+        order       "none" (default); "key": those with one key run one at a time, in order, retries included;
+                    "partition": all of a partition do
+        executor    "process": run in a child process that can be killed
+        at_most_once    commit before running: what a crash interrupts does not run again
+        max_deliveries  how many workers an invocation may kill (3)
+        rate_limit  how many may start in the whole group: "100/s", "10/m"
+        concurrency how many may run at once in a worker process
+        priority    "high", "normal" or "low": topics of their own, of which workers take more, or less, at a time
 
-        Raises ConfigError for options that are unknown, malformed or not available yet, and for a name that is taken.
+        Raises ConfigError for options that are unknown or malformed, and for a name that is taken.
         """
 
         def decorate(fn: Any) -> Task[Any, Any]:
@@ -159,7 +188,7 @@ class TaskQ:
                 or "; the app has no tasks: is the module that defines them imported?"
             )
             raise ConfigError(f"no task belongs to the group {group!r}{there_are}")
-        topics = {task.topic for (task,) in tasks.values()}
+        topics = {topic for (task,) in tasks.values() for topic in task.topics}
         by_name: dict[str, tuple[Task[Any, Any], ...]] = dict(tasks)
         for name, event in self._events.items():
             handlers = tuple(task for task in event.handlers if task.name in tasks)
@@ -168,6 +197,7 @@ class TaskQ:
                 topics.add(event.topic)
         for (task,) in tasks.values():
             task.decode_args  # noqa: B018 - made now, so that what is wrong with it stops the worker and not the work
+        topics.add(retry_topic(group))
         return Handlers(group, MappingProxyType(by_name), tuple(sorted(topics)))
 
     # -- the broker

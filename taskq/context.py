@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, MutableMapping
+import time
+from collections.abc import Collection, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,16 +13,18 @@ from attrs import frozen
 from msgspec import Raw
 
 from taskq.broker.port import Record, TopicPartition
-from taskq.errors import TaskqError
+from taskq.errors import TaskCancelled, TaskqError, TimeLimitExceeded
 from taskq.message import (
     RESERVED_HEADER_PREFIX,
     Envelope,
+    Id,
     decode_headers,
     derive_id,
     encode_headers,
     format_id,
     parse_id,
 )
+from taskq.trip import Trip, trip_of, with_trip
 
 if TYPE_CHECKING:
     from taskq.decorators import Task
@@ -41,18 +44,45 @@ class Place(Protocol):
 
     @property
     def tp(self) -> TopicPartition: ...
+    @property
+    def delivery(self) -> int:
+        """How often a worker was handed it, as far as that is counted."""
+        ...
 
 
 Delivery = tuple[RunningTask, Envelope, Record, Place]
 """What is run and from where. A plain tuple, and the very one that a worker makes for every invocation anyway."""
 
 _delivery: ContextVar[Delivery] = ContextVar("taskq_delivery")
+_deadline: ContextVar[tuple[Delivery, float] | None] = ContextVar("taskq_deadline", default=None)
 
 enter = _delivery.set
 """Make `current` tell of a `Delivery`, in this thread or async task, until the next. For workers.
 
 There is no leaving: a runner runs nothing of the user's between two invocations.
 """
+
+
+def limit(delivery: Delivery, deadline: float) -> None:
+    """Make `current.deadline` (seconds since 1970) tell of this delivery, which was entered. For workers."""
+    _deadline.set((delivery, deadline))
+
+
+_cancelled: Collection[Id] = ()
+
+
+def look_for_cancelled_in(ids: Collection[Id]) -> None:
+    """Make `current.check` find cancelled invocations in `ids` from now on. For workers."""
+    global _cancelled
+    _cancelled = ids
+
+
+def identify(envelope: Envelope, record: Record, tp: TopicPartition) -> Id:
+    """An invocation's id: its own, or what it is called on its way, or by the place of its record."""
+    if envelope.id is not None:
+        return envelope.id  # type: ignore[no-any-return]
+    named = trip_of(record).id
+    return parse_id(named) if named else derive_id(*tp, record.offset)
 
 
 class Reject(Exception):
@@ -70,6 +100,7 @@ class _Running:
     task: Task[Any, Any]
     group: str
     tp: TopicPartition
+    delivery: int
 
 
 @contextmanager
@@ -82,12 +113,19 @@ def running(
     partition: int = 0,
     offset: int = 0,
     headers: Mapping[str, str | bytes] | None = None,
+    attempt: int = 1,
+    delivery: int = 1,
+    deadline: float | None = None,
 ) -> Generator[None]:
     """Inside this, `current` says that `task` is running: for tests of functions that use `current`."""
     envelope = Envelope(name=task.name, id=None if id is None else parse_id(id), args=Raw(b"\x90"))
-    record = Record(offset, 0, None, b"", encode_headers(headers or {}))
-    what = _Running(task, group or task.group, TopicPartition(topic or task.topic, partition))
-    token = enter((what, envelope, record, what))
+    own = with_trip((), Trip(attempts=attempt - 1)) if attempt > 1 else ()
+    record = Record(offset, 0, None, b"", encode_headers(headers or {}) + own)
+    what = _Running(task, group or task.group, TopicPartition(topic or task.topic, partition), delivery)
+    entered: Delivery = (what, envelope, record, what)
+    token = enter(entered)
+    if deadline is not None:
+        limit(entered, deadline)
     try:
         yield
     finally:
@@ -103,25 +141,35 @@ class Current:
     def id(self) -> str:
         """The invocation's id: its handle's. One that was published without has an id all the same."""
         _, envelope, record, place = _get()
-        return format_id(envelope.id or derive_id(*place.tp, record.offset))
+        return format_id(identify(envelope, record, place.tp))
 
     @property
     def attempt(self) -> int:
-        """Which run of this invocation this is, from 1. Always 1 so far: retries come in a later version."""
-        _get()
-        return 1
+        """Which run of this invocation this is, from 1. A retry is another attempt."""
+        return trip_of(_get()[2]).attempts + 1
 
     @property
     def delivery(self) -> int:
-        """How often a worker was handed this invocation. Always 1 so far: counting comes in a later version."""
-        _get()
-        return 1
+        """How often a worker was handed this invocation, this time included: more than 1 after one died with it."""
+        return _get()[3].delivery
 
     @property
     def deadline(self) -> float | None:
-        """When this run is stopped, as seconds since 1970. Always None so far: time-outs come in a later version."""
-        _get()
-        return None
+        """When this run is over time, in seconds since 1970; None if its task has no `timeout`."""
+        delivery, known = _get(), _deadline.get()
+        return known[1] if known is not None and known[0] is delivery else None
+
+    def check(self) -> None:
+        """Raise TaskCancelled if this invocation was cancelled, TimeLimitExceeded if its time is over.
+
+        A thread can't be stopped from outside: a `def` task that may run long calls this now and then.
+        """
+        _, envelope, record, place = _get()
+        if _cancelled and identify(envelope, record, place.tp) in _cancelled:
+            raise TaskCancelled(f"{self.task.name} {self.id} was cancelled")
+        deadline = self.deadline
+        if deadline is not None and time.time() > deadline:
+            raise TimeLimitExceeded(f"{self.task.name} has run for longer than its {self.task.declared.timeout:g} s")
 
     @property
     def task(self) -> Task[Any, Any]:

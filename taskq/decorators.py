@@ -1,4 +1,4 @@
-"""`@task` and `event`: functions that can be published."""
+"""`@task`: functions that can be published."""
 
 from __future__ import annotations
 
@@ -7,22 +7,43 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Generic, Never, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Never, ParamSpec, Protocol, TypeVar, overload
+
+from msgspec.structs import replace
 
 from taskq.arguments import Parameters
-from taskq.config import check_topic
 from taskq.errors import ArgumentsError, ConfigError
-from taskq.options import CallOptions, TaskOptions, call_options, check_name, check_options, task_options
+from taskq.options import (
+    PRIORITIES,
+    CallOptions,
+    Moment,
+    TaskOptions,
+    call_options,
+    check_options,
+    priority_topic,
+    task_options,
+)
 from taskq.results import Handle
+from taskq.retry import Retry
 from taskq.routes import Outlet, Route, async_tools, make_key
-from taskq.serializers import Decode, Serializer, encode_event, make_serializer
+from taskq.serializers import Decode, Serializer, make_serializer
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Priority = Literal["high", "normal", "low"]
+
+NO_RETRY: Final = Retry(0)
+
 
 class Registry(Outlet, Protocol):
     """What a task needs of its app."""
+
+    retry: Retry | None
+    """The policy of tasks without one of their own."""
 
     def add_task(self, task: Task[Any, Any]) -> None:
         """Raises ConfigError if another task or event has its name."""
@@ -43,7 +64,8 @@ class Calls(Generic[P, R]):
 
         Raises ArgumentsError if it doesn't fit the task's parameters, and BrokerError: either way nothing is published.
         """
-        return Handle((self._route or self._make_route()).send(args, kwargs))
+        route = self._route or self._make_route()
+        return Handle(route.send(args, kwargs), route.outlet)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
         """The same from async code (asyncio or trio), never blocking the event loop.
@@ -51,14 +73,15 @@ class Calls(Generic[P, R]):
         A call that is cancelled while it waits may have been published.
         """
         route = self._route if self._route is not None else await async_tools()[1](self._make_route)
-        return Handle(await route.send_async(args, kwargs))
+        return Handle(await route.send_async(args, kwargs), route.outlet)
 
     def map(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
         """Publish many calls at once, each a tuple of positional arguments. All are checked before any is published.
 
         Raises what `delay` does. A BrokerError may leave some partitions' share published.
         """
-        return [Handle(ident) for ident in (self._route or self._make_route()).send_many(calls)]
+        route = self._route or self._make_route()
+        return [Handle(ident, route.outlet) for ident in route.send_many(calls)]
 
     async def amap(self, calls: Iterable[tuple[Any, ...]]) -> list[Handle[R]]:
         """The same from async code, never blocking the event loop."""
@@ -84,7 +107,8 @@ class Task(Calls[P, R]):
         self.app = app
         self.fn = fn
         self.name = options.name or default_name(fn)
-        self._options = options
+        self.declared = options
+        """What its decorator said."""
         self.spec = getattr(inspect.unwrap(fn), "__globals__", {}).get("__spec__")
         """Of the module as it was when it made this task: another one after a reload."""
         self._parameters = Parameters(self.name, fn)
@@ -102,25 +126,29 @@ class Task(Calls[P, R]):
 
     @property
     def group(self) -> str:
-        return self._options.group or self.app.settings.default_group
+        return self.declared.group or self.app.settings.default_group
 
     @property
     def topic(self) -> str:
-        return self._options.topic or self.app.settings.default_topic
+        """Where its invocations go, those of normal priority."""
+        return self.declared.topic or self.app.settings.default_topic
 
     @property
-    def serializer_name(self) -> str:
-        return self._options.serializer
+    def topics(self) -> tuple[str, ...]:
+        """All topics its invocations may be in."""
+        priorities = PRIORITIES if self.declared.priority else ("normal",)
+        return tuple(priority_topic(self.topic, priority) for priority in priorities)
 
     @property
-    def executor(self) -> str:
-        return self._options.executor
+    def retry(self) -> Retry:
+        """Its policy: its own, or the app's."""
+        return NO_RETRY if self.declared.at_most_once else self.declared.retry or self.app.retry or NO_RETRY
 
     @property
     def serializer(self) -> Serializer:
         """What encodes and decodes calls. Made when first asked for, which raises ConfigError if it can't be."""
         if self._serializer is None:
-            self._serializer = make_serializer(self._options.serializer, self._parameters, self.app.settings.secrets)
+            self._serializer = make_serializer(self.declared.serializer, self._parameters, self.app.settings.secrets)
         return self._serializer
 
     @property
@@ -138,11 +166,34 @@ class Task(Calls[P, R]):
         topic: str | None = None,
         id: str | None = None,  # noqa: A002 - SPEC's name
         headers: Mapping[str, str | bytes] | None = None,
+        delay: float | timedelta | None = None,
+        at: float | datetime | None = None,
+        expires: float | timedelta | datetime | None = None,
+        priority: Priority | None = None,
         **unknown: Never,
     ) -> Calls[P, R]:
-        """Return the same to publish with another key, topic or id, or with headers. Raises ConfigError."""
-        given = {"key": key, "topic": topic, "id": id, "headers": headers, **unknown}
-        return _CallsWithOptions(self, call_options(f"{self.name}.options()", given))
+        """Return the same to publish otherwise. Raises ConfigError.
+
+        key       of the record, instead of the task's own
+        topic     where to, instead of the task's own
+        id        of the invocation, instead of a new one
+        headers   that the task finds in `current.headers`
+        delay     seconds, or a timedelta, before it is to run: never earlier
+        at        or when: a datetime with a time zone, or seconds since 1970
+        expires   when it is not to be started any more: seconds or a timedelta after publishing, or a datetime
+        priority  "high", "normal" or "low", for a task that was given one
+        """
+        given = {"key": key, "topic": topic, "id": id, "headers": headers, "delay": delay, "at": at}
+        given |= {"expires": expires, "priority": priority, **unknown}
+        return _CallsWithOptions(self, self._check_call(call_options(f"{self.name}.options()", given)))
+
+    def _check_call(self, options: CallOptions) -> CallOptions:
+        if options.priority is not None and self.declared.priority is None:
+            raise ConfigError(
+                f"{self.name}: its workers read no topics of other priorities; declare it with "
+                f'@task(priority="normal") to publish some with {options.priority!r}'
+            )
+        return options
 
     def apply_async(
         self,
@@ -152,19 +203,31 @@ class Task(Calls[P, R]):
         task_id: str | None = None,
         queue: str | None = None,
         headers: Mapping[str, str | bytes] | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
         **unknown: Never,
     ) -> Handle[R]:
-        """`delay` in Celery's spelling: a queue is a topic."""
-        check_options(f"{self.name}.apply_async()", unknown, ("args", "kwargs", "task_id", "queue", "headers"))
-        options = call_options(f"{self.name}.apply_async()", {"id": task_id, "topic": queue, "headers": headers})
-        return Handle(self.route(options).send(*_celery_arguments(self.name, args or (), kwargs or {})))
+        """`delay` in Celery's spelling: a queue is a topic, `countdown` is `delay`, `eta` is `at`."""
+        where = f"{self.name}.apply_async()"
+        known = ("args", "kwargs", "task_id", "queue", "headers", "countdown", "eta", "expires")
+        check_options(where, unknown, known)
+        given = {"id": task_id, "topic": queue, "headers": headers, "delay": countdown, "at": eta, "expires": expires}
+        options = call_options(where, given)
+        route = self.route(options)
+        return Handle(route.send(*_celery_arguments(self.name, args or (), kwargs or {})), route.outlet)
 
     def _make_route(self) -> Route:
         self._route = self.route(CallOptions())
         return self._route
 
     def route(self, options: CallOptions) -> Route:
-        return Route(self.app, self.name, self.topic, self.serializer.encode, self._key, options)
+        declared = self.declared
+        priority = options.priority or (None if options.topic else declared.priority)
+        topic = priority_topic(options.topic or self.topic, priority)
+        if options.expires is None and declared.expires is not None:
+            options = replace(options, expires=Moment(after_ms=round(declared.expires * 1000)))
+        return Route(self.app, self.name, topic, self.serializer.encode, self._key, options)
 
 
 class SyncTask(Task[P, R]):
@@ -202,86 +265,6 @@ class Decorator(Protocol):
     ) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
-
-
-class Event:
-    """A kind of thing that happens. Groups subscribe handlers to it; publishing it runs those of every group.
-
-    A handler names as parameters the fields it needs; it is not given others, so an event may come to have more.
-    """
-
-    def __init__(self, app: Registry, name: str, topic: str | None) -> None:
-        self.app = app
-        self.name = check_name("an event", name)
-        self._topic = None if topic is None else check_topic(topic)
-        self.handlers: tuple[Task[Any, Any], ...] = ()
-        self._route: Route | None = None
-
-    def __repr__(self) -> str:
-        return f"<event {self.name}>"
-
-    @property
-    def topic(self) -> str:
-        return self._topic or self.app.settings.default_topic
-
-    def is_on(self, topic: str | None) -> bool:
-        """Whether it was declared with this topic, or without one."""
-        return self._topic == topic
-
-    @overload
-    def subscribe(  # type: ignore[overload-overlap]  # the first that fits is the one that counts
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncTask[P, R]: ...
-    @overload
-    def subscribe(self, fn: Callable[P, R], /) -> SyncTask[P, R]: ...
-    @overload
-    def subscribe(self, *, group: str | None = None, name: str | None = None) -> Decorator: ...
-    def subscribe(self, fn: Any = None, **options: Any) -> Any:
-        """Make a handler of a function: a task that also runs, for its group, whenever the event is published."""
-        check_options(f"{self.name}.subscribe()", options, ("group", "name"))
-
-        def decorate(fn: Any) -> Task[Any, Any]:
-            is_task = isinstance(fn, Task)
-            handler = (
-                self._adopt(fn, options) if is_task else make_task(self.app, fn, {**options, "topic": self._topic})
-            )
-            others = [known for known in self.handlers if known.name != handler.name]
-            self.handlers = (*others, handler)
-            return handler
-
-        return decorate if fn is None else decorate(fn)
-
-    def _adopt(self, task: Task[Any, Any], options: Mapping[str, Any]) -> Task[Any, Any]:
-        where = f"{self.name}.subscribe() of the task {task.name}"
-        if task.app is not self.app:
-            raise ConfigError(f"{where}: the task belongs to another app")
-        if task.serializer_name == "cloudpickle":
-            raise ConfigError(f"{where}: events are not signed, and the task runs signed messages only")
-        if options:
-            raise ConfigError(f"{where}: a task keeps its own group and name; subscribe a function of its own instead")
-        return task
-
-    def publish(self, **fields: Any) -> Handle[None]:
-        """Publish one record that every group with a handler will see. Returns once the broker has it.
-
-        Raises ArgumentsError if a handler known here can't take these fields, and BrokerError.
-        """
-        return Handle((self._route or self._make_route()).send((), fields))
-
-    async def apublish(self, **fields: Any) -> Handle[None]:
-        """The same from async code (asyncio or trio), never blocking the event loop.
-
-        A call that is cancelled while it waits may have been published.
-        """
-        route = self._route if self._route is not None else await async_tools()[1](self._make_route)
-        return Handle(await route.send_async((), fields))
-
-    def _make_route(self) -> Route:
-        self._route = Route(self.app, self.name, self.topic, self._encode, None, CallOptions())
-        return self._route
-
-    def _encode(self, args: tuple[Any, ...], fields: Mapping[str, Any], ident: Any, /) -> Any:
-        return encode_event(self.name, fields, ident, [handler.decode_args for handler in self.handlers])
 
 
 # --- making tasks

@@ -19,7 +19,9 @@ happened, where, and to what.
     │   ├── TaskNotFound
     │   ├── ArgumentsError
     │   ├── SerializationError
-    │   └── SignatureError
+    │   ├── SignatureError
+    │   ├── TimeLimitExceeded  it ran for longer than its task may
+    │   └── ProcessDied        the process it ran in ended, and not by itself
     └── ResultError            what a handle answers when there is no result to return
         ├── ResultTimeout
         ├── TaskFailed
@@ -109,6 +111,14 @@ class SerializationError(InvocationError):
 
 class SignatureError(InvocationError):
     """A message that must be signed is unsigned, or signed with a key that is not ours. It was not unpickled."""
+
+
+class TimeLimitExceeded(InvocationError):
+    """An invocation ran for longer than its task's `timeout`. Give it more, or less to do."""
+
+
+class ProcessDied(InvocationError):
+    """The process that an invocation ran in ended in the middle of it: a crash, a kill, `os._exit`, no memory."""
 
 
 class ResultError(TaskqError):

@@ -20,6 +20,7 @@ from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, LOG_BYTES,
 from taskq.worker.gauges import dead_letters
 from taskq.worker.http import Health
 from taskq.worker.progress import Progress
+from taskq.worker.standing import progress_of
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def _partition_backlog(
 
 def _progress(group: str, tp: TopicPartition, committed: Committed) -> Progress:
     try:
-        return Progress.decode(committed.offset, committed.metadata)
+        return progress_of(committed.offset, committed.metadata)
     except ValueError:
         _log.warning("group %s: the progress committed for %s can't be read beyond its offset", group, tp)
         return Progress(committed.offset)

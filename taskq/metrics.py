@@ -84,6 +84,9 @@ SKIPPED_OFFSETS = Definition(
     "Offsets passed over because retention had removed them.",
     ("group", "topic", "partition"),
 )
+OVERDUE = Definition(
+    "taskq_overdue_total", "counter", "Runs in threads that went on over their time limit.", ("group", "task")
+)
 BACKLOG = Definition("taskq_backlog", "gauge", "Invocations not finished.", ("group", "topic", "partition"), "max")
 BACKLOG_AGE_SECONDS = Definition(
     "taskq_backlog_age_seconds",
@@ -99,6 +102,7 @@ STALLED = Definition(
     ("group", "topic", "partition"),
     "max",
 )
+DELAYED = Definition("taskq_delayed", "gauge", "Invocations that wait until they are due, by rung.", ("topic",), "sum")
 DEAD_LETTERS = Definition("taskq_dead_letters", "gauge", "Dead letters kept.", ("group",), "max")
 LOG_UNSYNCED_SECONDS = Definition(
     "taskq_log_unsynced_seconds",
@@ -256,7 +260,10 @@ class Metrics:
         self.commits = _counters(COMMITS)
         self.rebalances = _counters(REBALANCES)
         self.skipped_offsets = _counters(SKIPPED_OFFSETS)
-        self._counters = (self.published, self.executions, self.commits, self.rebalances, self.skipped_offsets)
+        self.overdue = _counters(OVERDUE)
+        self._counters = (
+            self.published, self.executions, self.commits, self.rebalances, self.skipped_offsets, self.overdue
+        )  # fmt: skip
         self._histograms = (self.publish_seconds, self.execution_seconds, self.wait_seconds)
         self._sources: list[Source] = []
 

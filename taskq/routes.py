@@ -6,6 +6,7 @@ encode, send and count, which is what makes publishing cheap.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache
 from operator import itemgetter
@@ -16,10 +17,12 @@ from taskq.arguments import Parameters
 from taskq.broker.port import Headers, Message, Producer, WouldBlock
 from taskq.config import Settings, did_you_mean
 from taskq.errors import ArgumentsError, ConfigError
+from taskq.ladder import delayed
 from taskq.message import Id
 from taskq.metrics import metrics
-from taskq.options import CallOptions, encode_key
+from taskq.options import CallOptions, Moment, encode_key
 from taskq.serializers import Encode
+from taskq.trip import EXPIRES, with_header
 
 KeyOf = Callable[[tuple[Any, ...], Mapping[str, Any]], bytes | None]
 """Makes a record's key of a call's positional and keyword arguments."""
@@ -52,20 +55,22 @@ class Route:
     """Publishes the calls of one task or event."""
 
     # All constant. Threads share it freely.
-    __slots__ = ("_encode", "_headers", "_ident", "_key", "_key_of", "_observe", "_outlet", "_published", "_topic")
+    __slots__ = (
+        "_encode", "_headers", "_ident", "_key", "_key_of", "_observe", "_published", "_topic", "_when", "outlet"
+    )  # fmt: skip
 
     def __init__(
         self, outlet: Outlet, name: str, topic: str, encode: Encode, key: bytes | KeyOf | None, options: CallOptions
     ) -> None:
-        topic = options.topic or topic
         key = key if options.key is None else options.key
-        self._outlet = outlet
+        self.outlet = outlet
         self._topic = topic
         self._encode = encode
         self._key_of = key if callable(key) else None
         self._key = None if callable(key) else key
         self._ident = options.ident
         self._headers: Headers = options.headers
+        self._when = _When(options.due, options.expires) if options.due or options.expires else None
         self._published = metrics.published.labels(topic, name)
         self._observe = metrics.publish_seconds.labels(topic).observe
 
@@ -73,8 +78,9 @@ class Route:
         """Publish one call; return its id once the broker has it."""
         started = perf_counter()
         ident, value, key = self._prepare(args, kwargs)
-        outlet = self._outlet
-        (outlet.opened or outlet.producer).send(self._topic, value, key, self._headers)
+        outlet = self.outlet
+        topic, headers = (self._topic, self._headers) if self._when is None else self._place(value, key)
+        (outlet.opened or outlet.producer).send(topic, value, key, headers)
         self._observe(perf_counter() - started)
         self._published.value += 1
         return ident
@@ -89,14 +95,15 @@ class Route:
         await checkpoint()
         started = perf_counter()
         ident, value, key = self._prepare(args, kwargs)
-        outlet = self._outlet
+        outlet = self.outlet
         producer = outlet.opened
         if producer is None:
             producer = await run_in_thread(lambda: outlet.producer)
+        topic, headers = (self._topic, self._headers) if self._when is None else self._place(value, key)
         try:
-            producer.send(self._topic, value, key, self._headers, wait=False)
+            producer.send(topic, value, key, headers, wait=False)
         except WouldBlock:
-            await run_in_thread(producer.send, self._topic, value, key, self._headers)
+            await run_in_thread(producer.send, topic, value, key, headers)
         self._observe(perf_counter() - started)
         self._published.value += 1
         return ident
@@ -105,6 +112,12 @@ class Route:
         ident, value = self._encode(args, kwargs, self._ident)
         key_of = self._key_of
         return ident, value, self._key if key_of is None else key_of(args, kwargs)
+
+    def _place(self, value: bytes, key: bytes | None) -> tuple[str, Headers]:
+        """Topic and headers of what expires, or is to run later."""
+        assert self._when is not None
+        topic, message = self._when.place(self._topic, Message(value, key, self._headers), _now_ms())
+        return topic, message.headers
 
     def send_many(self, calls: Iterable[tuple[Any, ...]]) -> list[Id]:
         """Publish many calls of positional arguments at once. All are encoded, hence checked, before any is sent."""
@@ -124,10 +137,39 @@ class Route:
             idents.append(ident)
             messages.append(make(Message, (value, key, headers)))
         if messages:
-            self._outlet.producer.send_many(self._topic, messages)
+            topic = self._topic
+            if self._when is not None:
+                topic, messages = self._when.place_all(topic, messages, _now_ms())
+            self.outlet.producer.send_many(topic, messages)
             self._observe(perf_counter() - started)
             self._published.value += len(messages)
         return idents
+
+
+def _now_ms() -> int:
+    """Rounded up: what waits for a while must never start early."""
+    return -(-time.time_ns() // 1_000_000)
+
+
+class _When:
+    """When calls are to run, and not to be started any more."""
+
+    def __init__(self, due: Moment | None, expires: Moment | None) -> None:
+        self._due = due
+        self._expires = expires
+
+    def place(self, topic: str, message: Message, now_ms: int) -> tuple[str, Message]:
+        """Where to publish `message` now, and as what."""
+        if self._expires is not None:
+            headers = with_header(message.headers, EXPIRES, b"%d" % self._expires.seen_at(now_ms))
+            message = Message(message.value, message.key, headers)
+        due_ms = 0 if self._due is None else self._due.seen_at(now_ms)
+        return delayed(message, topic, due_ms, now_ms) if due_ms > now_ms else (topic, message)
+
+    def place_all(self, topic: str, messages: list[Message], now_ms: int) -> tuple[str, list[Message]]:
+        """The same for many: all go to one topic, since all are due at once."""
+        placed = [self.place(topic, message, now_ms) for message in messages]
+        return placed[0][0], [message for _, message in placed]
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:

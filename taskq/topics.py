@@ -21,6 +21,18 @@ INTERNAL: Final = "__taskq."
 DEAD: Final = ".dead"
 """How the names of topics end that hold what a group gave up on."""
 
+DELAY: Final = f"{INTERNAL}delay."
+"""How the names of the topics begin in which invocations wait until they are due (`taskq.ladder`)."""
+
+CONTROL: Final = f"{INTERNAL}control"
+"""What workers are told: which invocations are cancelled."""
+
+CONTROL_MS: Final = 30 * 24 * 60 * 60 * 1000
+"""How long they remember it."""
+
+RETRY: Final = ".retry"
+"""How the names of topics end that hold what a group tries again."""
+
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 _NUMBER_MAX: Final = (1 << 63) - 1
 _SEGMENT_BYTES_MAX: Final = (1 << 31) - 1  # positions must fit the index's int32
@@ -89,6 +101,25 @@ class TopicConfig:
     partitions: int | None = None
     settings: Mapping[str, int | str] = Factory(lambda: MappingProxyType({}))
     """Those that are said."""
+
+
+def own_config(topic: str) -> TopicConfig:
+    """How a topic is created that nobody configured: those that taskq itself makes have their own ways."""
+    if topic == CONTROL:
+        return TopicConfig(1, MappingProxyType({"retention_ms": CONTROL_MS, "unfinished": "delete"}))
+    if topic.startswith(DELAY):  # what has moved on need not stay
+        return TopicConfig(2, MappingProxyType({"retention_ms": 60_000, "segment_ms": 600_000}))
+    return TopicConfig()
+
+
+def retry_topic(group: str) -> str:
+    """Where a group tries again what failed: another group's failure is none of its own."""
+    return f"{group}{RETRY}"
+
+
+def dead_topic(group: str) -> str:
+    """What a group gave up on."""
+    return f"{group}{DEAD}"
 
 
 def parse_settings(given: Mapping[str, Any]) -> dict[str, int | str]:

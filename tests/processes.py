@@ -18,7 +18,7 @@ from typing import Any
 from taskq import TaskQ
 from taskq.broker.port import Committed, TopicPartition
 from taskq.decorators import Task
-from taskq.worker.progress import Progress
+from taskq.worker.standing import progress_of
 
 WAIT_S = 30.0
 """How long a test waits for what should come soon, before it fails."""
@@ -141,7 +141,7 @@ class Bench:
                     tp = TopicPartition(topic, number)
                     bounds = reader.bounds(tp)
                     known = committed.get(tp, Committed(bounds.start))
-                    progress = Progress.decode(known.offset, known.metadata)
+                    progress = progress_of(known.offset, known.metadata)
                     total += bounds.end - progress.low - progress.finished_above
             return total
 

@@ -158,10 +158,10 @@ def test_a_group_runs_its_tasks_and_its_handlers_of_events(app: TaskQ) -> None:
     assert app.handlers("feed") == Handlers(
         "feed",
         {"fan_out": (fan_out,), "one": (one,), "other": (other,), "post.created": (one, other)},
-        ("feed", "posts"),
+        ("feed", "feed.retry", "posts"),
     )
     assert app.handlers("search").by_name == {"index": (index,), "post.created": (index,)}
-    assert app.topics("search") == ("posts",)
+    assert app.topics("search") == ("posts", "search.retry")
 
 
 def test_an_app_knows_the_names_of_all_groups(app: TaskQ) -> None:
@@ -179,7 +179,7 @@ def test_without_group_and_topic_the_apps_defaults_count(tmp_path: Path) -> None
     task, event = app.task(add), app.event("e")
 
     assert (task.group, task.topic, event.topic) == ("g", "t", "t")
-    assert app.topics("g") == ("t",)
+    assert app.topics("g") == ("g.retry", "t")
 
 
 def test_a_group_without_a_task_is_an_error_that_lists_those_there_are(app: TaskQ) -> None:
@@ -356,9 +356,8 @@ def test_a_fork_while_another_thread_opens_the_broker_does_not_lock_the_child(tm
 # --- the package
 
 
-def test_the_package_exports_what_it_says_and_nothing_that_is_not_there_yet() -> None:
+def test_the_package_exports_what_it_says() -> None:
     assert all(hasattr(taskq, name) for name in taskq.__all__)
-    assert not hasattr(taskq, "Retry")
     assert taskq.task.__self__ is default_app  # type: ignore[attr-defined]
     assert app_module is sys.modules["taskq.app"]
 

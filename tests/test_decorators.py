@@ -7,13 +7,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from taskq import TaskQ
+from taskq import Retry, TaskQ
 from taskq.decorators import AsyncTask, SyncTask
 from taskq.errors import ArgumentsError, ConfigError
 from taskq.message import decode_envelope
@@ -150,16 +151,17 @@ def test_a_static_method_is_a_plain_function(app: TaskQ) -> None:
         ({"serializer": "pickle"}, "'pickle' is not one of: msgpack, json, cloudpickle"),
         ({"order": "random"}, "'random' is not one of: none"),
         ({"executor": "gpu"}, "'gpu' is not one of: auto"),
-        ({"order": "key"}, "not available yet"),
-        ({"order": "partition"}, "not available yet"),
-        ({"executor": "process"}, "not available yet"),
-        ({"retry": 5}, "'retry' is not available yet"),
-        ({"timeout": 30}, "'timeout' is not available yet"),
-        ({"expires": None}, "'expires' is not available yet"),
-        ({"at_most_once": True}, "'at_most_once' is not available yet"),
-        ({"max_deliveries": 3}, "'max_deliveries' is not available yet"),
-        ({"priority": 1}, "'priority' is not available yet"),
-        ({"rate_limit": "1/s"}, "'rate_limit' is not available yet"),
+        ({"retry": 5}, "retry=5 is not a policy such as Retry"),
+        ({"timeout": 0}, "timeout=0 leaves no time"),
+        ({"timeout": "30"}, "timeout: '30' is not a number of seconds"),
+        ({"expires": -1}, "expires: -1 is not a number of seconds"),
+        ({"at_most_once": 1}, "at_most_once=1 is neither True nor False"),
+        ({"at_most_once": True, "retry": Retry(1)}, "more than once"),
+        ({"max_deliveries": 1}, "max_deliveries=1 is not a whole number from 2 to 100"),
+        ({"priority": 1}, "priority=1 is not one of: high, normal, low"),
+        ({"rate_limit": "1/y"}, "rate_limit='1/y' is not a rate like"),
+        ({"rate_limit": 0}, "rate_limit=0 is not a rate like"),
+        ({"concurrency": 0}, "concurrency=0 is not a whole number"),
     ],
 )
 def test_a_wrong_option_fails_at_decoration(app: TaskQ, options: dict[str, Any], reason: str) -> None:
@@ -172,17 +174,7 @@ def test_a_wrong_option_fails_at_decoration(app: TaskQ, options: dict[str, Any],
 def test_options_that_say_the_default_are_no_error(app: TaskQ) -> None:
     task = app.task(order="none", executor="auto", serializer="msgpack", key=None, topic=None, group=None)(add)
 
-    assert (task.group, task.topic, task.executor) == ("default", "default", "auto")
-
-
-@pytest.mark.parametrize("option", ["delay", "expires", "at", "countdown", "eta", "retry"])
-def test_an_option_of_calls_that_comes_later_is_refused(app: TaskQ, option: str) -> None:
-    task: Any = app.task(add)
-    with pytest.raises(ConfigError, match=f"'{option}' is not available yet"):
-        task.options(**{option: 60})
-    with pytest.raises(ConfigError, match=f"'{option}' is not available yet"):
-        task.apply_async((1, 2), **{option: 60})
-    assert topics(app) == []
+    assert (task.group, task.topic, task.declared.executor) == ("default", "default", "auto")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +187,14 @@ def test_an_option_of_calls_that_comes_later_is_refused(app: TaskQ, option: str)
         ({"topic": "a b"}, "topic"),
         ({"id": ""}, "id"),
         ({"headers": {"taskq-x": "1"}}, "taskq's own"),
+        ({"delay": -1}, "delay: -1 is not a number of seconds"),
+        ({"delay": float("nan")}, "delay: nan is not a number of seconds"),
+        ({"delay": 1e9}, "delay: 1000000000.0 is not a number of seconds from 0 to"),
+        ({"delay": 1, "at": 1}, "give one"),
+        ({"at": datetime(2026, 1, 1)}, "has no time zone"),  # noqa: DTZ001
+        ({"at": "tomorrow"}, "at: 'tomorrow' is not a number of seconds"),
+        ({"expires": True}, "expires: True is not a number of seconds"),
+        ({"priority": "high"}, 'declare it with @task\\(priority="normal"\\)'),
     ],
 )
 def test_a_wrong_option_of_a_call_is_refused(app: TaskQ, options: dict[str, Any], reason: str) -> None:
@@ -265,7 +265,7 @@ def test_one_function_may_handle_several_events(app: TaskQ) -> None:
     assert created.handlers == edited.handlers == (index,)
     handlers = app.handlers("search")
     assert set(handlers.by_name) == {index.name, "post.created", "post.edited"}
-    assert handlers.topics == ("default", "edits")
+    assert handlers.topics == ("default", "edits", "search.retry")
 
 
 def test_a_task_subscribes_as_it_is_or_not_at_all(app: TaskQ) -> None:

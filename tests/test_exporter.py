@@ -13,7 +13,7 @@ from taskq.broker.port import Broker, Committed, Consumer, Message, TopicPartiti
 from taskq.config import load_settings
 from taskq.exporter import Exporter
 from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, LOG_BYTES, Definition
-from taskq.worker.deadletters import topic_of
+from taskq.topics import dead_topic
 from taskq.worker.progress import Progress
 
 POSTS_0 = ("feed", "posts", "0")
@@ -85,12 +85,12 @@ def test_progress_that_cannot_be_read_counts_from_its_offset(broker: Broker, cap
 
 def test_dead_letters_and_bytes_are_counted(broker: Broker):
     broker.producer().send_many("posts", [Message(b"x" * 100)] * 5)
-    broker.producer().send_many(topic_of("feed"), [Message(b"x")] * 2)
+    broker.producer().send_many(dead_topic("feed"), [Message(b"x")] * 2)
     exporter = Exporter(broker, {"feed": ["posts"]})
     assert told(exporter, DEAD_LETTERS) == {("feed",): 2}
     sizes = told(exporter, LOG_BYTES)
     assert sizes["posts", "0"] >= 500
-    assert set(sizes) == {("posts", "0"), (topic_of("feed"), "0")}
+    assert set(sizes) == {("posts", "0"), (dead_topic("feed"), "0")}
 
 
 def test_it_is_ready_while_the_broker_answers(broker: Broker):

@@ -41,7 +41,8 @@ async def right() -> None:
     assert_type(notify.delay(1), Handle[str])
     assert_type(await notify(1), str)
     assert_type(fan_out.options(key="7").delay(1), Handle[int])
-    assert_type(fan_out.apply_async((1, 2)), Handle[int])
+    assert_type(fan_out.options(delay=60, expires=3600).delay(1), Handle[int])
+    assert_type(fan_out.apply_async((1, 2), countdown=60), Handle[int])
     assert_type(other.delay(loud=True), Handle[bytes])
     index.delay(post_id=1)
 """
@@ -57,11 +58,11 @@ WRONG = [
     "other.delay(True)",
     'fan_out("x")',
     "task(retry=5)",
-    'task(order="key")',
-    'task(executor="process")',
+    'task(order="keys")',
+    'task(executor="gpu")',
     "fan_out.options(key=1.5)",
-    "fan_out.options(delay=60)",
-    "fan_out.apply_async((1, 2), countdown=60)",
+    'fan_out.options(delay="60")',
+    'fan_out.apply_async((1, 2), countdown="60")',
     'event("e", key="k")',
     "fan_out.map([1, 2])",
 ]

@@ -16,7 +16,7 @@ from taskq.broker.partitioner import Spread, partition_for_key, spread_for
 from taskq.broker.port import Committed, Message, Record, TopicPartition, WouldBlock
 from taskq.config import check_topic
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
-from taskq.topics import TopicConfig, settings_for
+from taskq.topics import TopicConfig, own_config, settings_for
 
 
 @define
@@ -100,7 +100,7 @@ class State:
 
     def ensure(self, name: str) -> Topic:
         if name not in self.topics:
-            config = self.configured.get(name, TopicConfig())
+            config = self.configured.get(name) or own_config(name)
             self.create(name, config.partitions or self.partitions_default, dict(config.settings))
         return self.topics[name]
 

@@ -17,6 +17,7 @@ from taskq.errors import ConfigError, TaskqError
 COMMANDS = {
     "worker": "Run the invocations of a group.",
     "send": "Publish one invocation.",
+    "cancel": "Have invocations not run, or not run on.",
     "topics": "List, create, describe, alter and delete topics.",
     "groups": "List and describe groups.",
     "log": "Verify a log and look inside its files.",

@@ -8,17 +8,13 @@ topic, partition, offset, time (milliseconds); all text.
 from __future__ import annotations
 
 from taskq.broker.port import OWN_HEADERS, Message, Record, TopicPartition
-from taskq.worker.work import Failure
+from taskq.worker.retries import Failure
 
 PREFIX = f"{OWN_HEADERS}dead-"
 
 
-def topic_of(group: str) -> str:
-    return f"{group}.dead"
-
-
 def dead_letter(group: str, task: str, tp: TopicPartition, record: Record, failure: Failure, now_ms: int) -> Message:
-    """The message to publish to `topic_of(group)`. `task` is "" if the record names none."""
+    """The message to publish to the group's dead letters. `task` is "" if the record names none."""
     said = {
         "reason": failure.reason,
         "task": task,

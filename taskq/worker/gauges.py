@@ -23,7 +23,7 @@ from taskq.metrics import (
     WORKER_INFO,
     Sample,
 )
-from taskq.worker.deadletters import topic_of
+from taskq.topics import dead_topic
 from taskq.worker.work import Item, Work
 
 _PEEK_BYTES = 64 * 1024
@@ -64,7 +64,7 @@ def samples(
 def dead_letters(admin: Admin, group: str) -> int:
     """How many dead letters a group has kept."""
     try:
-        return sum(bounds.end - bounds.start for bounds in admin.describe_topic(topic_of(group)).partitions)
+        return sum(bounds.end - bounds.start for bounds in admin.describe_topic(dead_topic(group)).partitions)
     except TopicNotFound:
         return 0
 

@@ -1,13 +1,24 @@
-"""From records to what is to be done with them: run, skipped, or a dead letter at once."""
+"""From records to what is to be done with them: run, skipped, or given up at once.
+
+Nearly all records are for one task that has no wishes, and carry no headers: those take the quick way through `sort`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from taskq.broker.port import Record
+from taskq.context import identify
 from taskq.errors import InvocationError
-from taskq.message import decode_envelope
-from taskq.worker.work import Failed, Failure, Item, Job, Joint, Work, describe
+from taskq.message import Envelope, Id, decode_envelope
+from taskq.trip import EXPIRES, Trip, milliseconds, trip_of
+from taskq.worker.gates import Gate, Ticket
+from taskq.worker.retries import Failure, describe
+from taskq.worker.work import Ended, Item, Job, Joint, Work
+
+QUARANTINE_FROM = 3
+"""From this delivery on an invocation that may have killed workers runs in a process of its own."""
 
 
 class Intake:
@@ -15,37 +26,102 @@ class Intake:
 
     `jobs` is keyed by the name of a task or event; `is_known` says of other names whether they are another group's.
     An event that nobody here subscribed to is no mistake: it may be for programs that this app knows nothing of.
+    `suspects` is the gate of what may have killed a worker, `free` what a ticket's item calls when it has ended.
     """
 
-    def __init__(self, jobs: Mapping[str, tuple[Job, ...]], is_known: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        jobs: Mapping[str, tuple[Job, ...]],
+        is_known: Callable[[str], bool],
+        suspects: Gate,
+        free: Callable[[Ticket], None],
+    ) -> None:
         self._jobs_of = jobs
         self._is_known = is_known
+        self._suspects = suspects
+        self._free = free
         self.jobs: list[Job] = list({id(job): job for some in jobs.values() for job in some}.values())
+        self.cancelled: Collection[Id] = ()
+        """Ids of invocations that were cancelled. Others than an empty one are looked into for every record."""
 
-    def sort(self, work: Work, records: Sequence[Record]) -> tuple[list[Item], list[Failed], list[int]]:
+    def sort(self, work: Work, records: Sequence[Record]) -> tuple[list[Item], list[Ended], list[int]]:
         """What to run, what to give up, and the offsets of what another group runs."""
         items: list[Item] = []
-        failures: list[Failed] = []
+        failures: list[Ended] = []
         skipped: list[int] = []
         add, jobs_of = items.append, self._jobs_of.get
+        is_plain = not self.cancelled and records[0].offset >= work.suspects_end if records else True
         for record in records:
             try:
                 envelope = decode_envelope(record[3])
-            except InvocationError as error:
-                failures.append((work, record, "", describe(error, "unreadable")))
-                continue
-            jobs = jobs_of(envelope.name)
-            if jobs is None:
-                if envelope.event or self._is_known(envelope.name):
+                jobs = jobs_of(envelope.name)
+                if jobs is not None and len(jobs) == 1 and is_plain and not record[4] and not jobs[0].gates:
+                    add((jobs[0], envelope, record, work))
+                elif jobs is not None:
+                    found = self._look_closely(work, envelope, record, jobs)
+                    if isinstance(found, Ended):
+                        failures.append(found)
+                    else:
+                        items += found
+                elif envelope.event or self._is_known(envelope.name):
                     skipped.append(record.offset)
                 else:
-                    failures.append((work, record, envelope.name, _unknown(envelope.name)))
-            elif len(jobs) == 1:
-                add((jobs[0], envelope, record, work))
-            else:
-                joint = Joint(work, len(jobs))
-                items += [(job, envelope, record, joint) for job in jobs]
+                    failures.append(Ended(work, record, envelope.name, _unknown(envelope.name)))
+            except InvocationError as error:
+                failures.append(Ended(work, record, "", describe(error, "unreadable")))
         return items, failures, skipped
+
+    def _look_closely(
+        self, work: Work, envelope: Envelope, record: Record, jobs: tuple[Job, ...]
+    ) -> list[Item] | Ended:
+        """The items of a record with headers, or of a job with gates, or after a death, or after cancellations."""
+        trip = trip_of(record)
+        expires_ms = milliseconds(record.headers, EXPIRES)
+        if trip.handler:
+            jobs = tuple(job for job in jobs if job.task.name == trip.handler)
+            if not jobs:
+                return Ended(work, record, trip.handler, _unknown(trip.handler))
+        name = jobs[0].task.name if len(jobs) == 1 else envelope.name
+        if self.cancelled and identify(envelope, record, work.tp) in self.cancelled:
+            return Ended(work, record, name, Failure("cancelled", "", "it was cancelled", outcome="cancelled"))
+        if expires_ms is not None and time.time() * 1000 >= expires_ms:
+            return Ended(work, record, name, Failure("expired", "", "it is too late to start it", outcome="expired"))
+        if expires_ms is not None:
+            jobs = tuple(job.careful for job in jobs)
+        delivery = work.marks.get(record.offset, 1) + 1 if record.offset < work.suspects_end else 1
+        allowed = min(job.task.declared.max_deliveries for job in jobs)
+        if delivery > allowed:
+            return Ended(work, record, name, _deadly(delivery - 1, trip))
+        if delivery >= min(QUARANTINE_FROM, allowed):
+            jobs = tuple(job.quarantined for job in jobs)
+        gates = (self._suspects,) if delivery > 1 else ()
+        inner = work if len(jobs) == 1 else Joint(work, len(jobs), delivery)
+        return [self._make_item(job, envelope, record, work, inner, gates, delivery) for job in jobs]
+
+    def _make_item(
+        self,
+        job: Job,
+        envelope: Envelope,
+        record: Record,
+        work: Work,
+        inner: Work | Joint,
+        gates: tuple[Gate, ...],
+        delivery: int,
+    ) -> Item:
+        if not job.gates and not gates:
+            return job, envelope, record, inner
+        ticket = Ticket(work, inner, (*job.gates, *gates), self._free, delivery)
+        ticket.item = item = (job, envelope, record, ticket)
+        return item
+
+
+def _deadly(deliveries: int, trip: Trip) -> Failure:
+    return Failure(
+        "deliveries",
+        "taskq.errors.ProcessDied",
+        f"the process that ran it died each of {deliveries} times: a crash, a kill, or no memory left",
+        trip=trip,
+    )
 
 
 def _unknown(name: str) -> Failure:

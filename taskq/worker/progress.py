@@ -45,8 +45,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-ENCODED_BYTES_MAX: Final = 3000
-"""Limit of `Progress.encode()`: as base64 within Kafka's 4,096 bytes of metadata, with room for more fields."""
+ENCODED_BYTES_MAX: Final = 2600
+"""Limit of `Progress.encode()`: with a standing (standing.py) and as base64 within Kafka's 4,096 bytes of metadata."""
 
 HOLES_MAX: Final = 1 << 20
 """Limit of unfinished offsets below a finished one: far more than a worker has in flight, and 64 MB at most. Going over
@@ -152,7 +152,7 @@ class Progress:
         if metadata:
             kind, body = metadata[0], metadata[1:]
             if kind == _RUNS:
-                lengths = _read_varints(body)
+                lengths = read_varints(body)
             elif kind == _BITS:
                 lengths = _read_bits(body)
             else:
@@ -201,7 +201,7 @@ class Progress:
             lengths: list[int] = []  # a gap comes first, a run last
             for gap, following in pairwise([*_ranges(self._holes), range(self.high, self.high)]):
                 lengths += (len(gap), following.start - gap.stop)
-            self._runs = bytes((_RUNS,)) + _varints(lengths) if lengths else b""
+            self._runs = bytes((_RUNS,)) + varints(lengths) if lengths else b""
         return self._runs
 
     def _encode_bits(self, length: int) -> bytes:
@@ -267,7 +267,8 @@ def _varint_length(number: int) -> int:
     return (number.bit_length() + 6) // 7 or 1
 
 
-def _varints(numbers: list[int]) -> bytes:
+def varints(numbers: list[int]) -> bytes:
+    """Numbers as LEB128."""
     encoded = bytearray()
     for number in numbers:
         rest = number
@@ -278,7 +279,8 @@ def _varints(numbers: list[int]) -> bytes:
     return bytes(encoded)
 
 
-def _read_varints(encoded: bytes) -> list[int]:
+def read_varints(encoded: bytes) -> list[int]:
+    """What `varints` made. ValueError if it is cut short."""
     numbers = []
     number = shift = 0
     for byte in encoded:

@@ -3,49 +3,77 @@
 An `Item` is one invocation to run: a plain tuple, since hundreds of thousands are made a second. A runner that has
 run one tells its `Job` when it ran (`job.ended`) and its `Work` that the offset is finished (`work.finish`): two
 appends to lists, which the poller folds into metrics and progress ten times a second. Only a failure costs more.
+
+Where the last of an item's four parts is no `Work`, it stands for one and does more when its item has ended: a `Joint`
+waits for the other handlers of an event, a `Ticket` (gates.py) lets the next one in.
 """
 
 from __future__ import annotations
 
-import traceback
+import copy
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from random import random
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import frozen
 
 from taskq.broker.port import Record, TopicPartition
-from taskq.context import Reject
 from taskq.decorators import Task
-from taskq.errors import ArgumentsError, SignatureError
 from taskq.message import Envelope
 from taskq.metrics import Metrics
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
+from taskq.worker.retries import Failure, decide
+from taskq.worker.standing import AHEAD, AHEAD_WHEN_IDLE, NOBODY, Standing
+
+if TYPE_CHECKING:
+    from taskq.worker.gates import Gate
 
 Run = tuple[float, float, int]
 """When an invocation ran: perf_counter at start and end, and its record's timestamp in milliseconds."""
 
 T = TypeVar("T")
 
-TRACEBACK_CHARACTERS_MAX = 16_384
-MESSAGE_CHARACTERS_MAX = 4_096
-
 
 class Job:
     """A task as this worker runs it. `runs` is appended to by runners and emptied by the poller."""
 
-    __slots__ = ("_done", "_execution_seconds", "_wait_seconds", "call", "decode", "ended", "group", "runs", "task")
+    __slots__ = (
+        "_done", "_execution_seconds", "_wait_seconds", "call", "careful", "crew", "decode", "ended", "gates", "group",
+        "is_async", "is_ordered", "quarantined", "retry", "run", "runs", "task",
+    )  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], group: str, metrics: Metrics) -> None:
         self.task = task
         self.group = group
         self.call: Callable[..., Any] = task.fn
         self.decode = task.decode_args
+        self.is_async = task.is_async
+        self.is_ordered = task.declared.order != "none"
+        self.retry = task.retry
+        self.run: Callable[[Item], Awaitable[None] | None] | None = None
+        """Runs an item with all that can be asked for; None: decoding it and calling the function is all there is."""
+        self.gates: tuple[Gate, ...] = ()
+        """What an invocation waits for, in this order, before a crew gets it."""
+        self.crew: Crew | None = None
+        """Who runs it. Set when the worker starts."""
+        self.careful = self
+        """The same with a `run` that looks at headers."""
+        self.quarantined = self
+        """The same in a process of its own."""
         self.runs: list[Run] = []
         self.ended = self.runs.append
         self._done = metrics.executions.labels(group, task.name, "done")
         self._execution_seconds = metrics.execution_seconds.labels(group, task.name)
         self._wait_seconds = metrics.wait_seconds.labels(group, task.name)
+
+    def variant(self, run: Callable[[Item], Awaitable[None] | None], crew: Crew | None = None) -> Job:
+        """The same job, run otherwise. What it counts is counted with this one."""
+        other = copy.copy(self)
+        other.run = run
+        other.crew = crew or self.crew
+        return other
 
     def count(self, clock_skew_s: float) -> None:
         """Put the runs since the last time into the metrics. `clock_skew_s` is time() - perf_counter()."""
@@ -65,18 +93,22 @@ class Work:
 
     __slots__ = (
         "_discarded", "_done", "committed", "discard", "end", "error", "finish", "handed_out", "handed_out_bytes",
-        "handover_at", "is_stalled", "parked", "progress", "tp",
+        "handover_at", "is_stalled", "limit", "marks", "parked", "progress", "suspects_end", "tp", "waiting",
     )  # fmt: skip
 
-    def __init__(self, tp: TopicPartition, progress: Progress) -> None:
+    delivery = 1
+
+    def __init__(self, tp: TopicPartition, progress: Progress, before: Standing = NOBODY) -> None:
         self.tp = tp
         self.progress = progress
-        self.committed = (progress.low, progress.encode())
-        """What is stored."""
+        self.committed = (progress.low, b"")
+        """What is stored; the metadata is empty as long as this worker has stored none."""
         self.handed_out = 0
         """Records that are queued or run."""
         self.handed_out_bytes = 0
         """About how large they are: of those handed out together, each counts the same."""
+        self.waiting = 0
+        """Invocations that wait at a gate."""
         self.end = progress.low
         """One past the last offset that was fetched."""
         self.is_stalled = False
@@ -86,6 +118,12 @@ class Work:
         """If another member is to have it: until when (monotonic) to wait for what runs."""
         self.parked: list[Item] = []
         """What was queued when the handover began."""
+        self.limit = 0
+        """Nothing from here on has been started; stored with the progress before anything is. See standing.py."""
+        self.suspects_end = before.limit
+        """What is below, and unfinished, may have been running when a worker died."""
+        self.marks: dict[int, int] = dict(before.marks)
+        """Of suspects: how often each was handed out."""
         self._done: list[int] = []
         self.finish = self._done.append
         """An offset is finished."""
@@ -96,6 +134,22 @@ class Work:
     @property
     def is_committed(self) -> bool:
         return self.committed[0] == self.progress.low
+
+    def set_limit(self, end: int | None = None) -> None:
+        """Let the limit be beyond all that was fetched, or will be up to `end`, so that it seldom has to be raised."""
+        end = self.end if end is None else end
+        is_idle = not self.handed_out and end == self.end
+        if is_idle or self.limit - end < AHEAD // 2:
+            self.limit = end + (AHEAD_WHEN_IDLE if is_idle else AHEAD)
+        if self.progress.low < self.suspects_end:  # they still are
+            self.limit = max(self.limit, self.suspects_end)
+
+    def state(self, *, is_open: bool = True) -> tuple[int, bytes]:
+        """What to store: the offset, and its metadata. Not `is_open`: it is given up in order."""
+        low = self.progress.low
+        self.marks = {offset: count for offset, count in self.marks.items() if not self.progress.is_finished(offset)}
+        standing = Standing(self.limit if is_open else 0, self.marks)
+        return low, standing.encode(low) + self.progress.encode()
 
     def skip(self, offsets: list[int]) -> None:
         """These are no business of this group."""
@@ -119,9 +173,13 @@ class Work:
         done, discarded = _take_all(self._done), _take_all(self._discarded)
         ended = len(done) + len(discarded)
         if ended:
-            self.handed_out_bytes -= self.handed_out_bytes * ended // self.handed_out
+            self.handed_out_bytes -= self.handed_out_bytes * ended // max(1, self.handed_out)
             self.handed_out -= ended
         self.progress.finish(done)
+
+    def finish_early(self, offset: int) -> None:
+        """It counts as finished before it runs. It is handed out until then all the same."""
+        self.progress.finish([offset])
 
     def fits(self, concurrency: int) -> bool:
         """Whether progress can still be stored, whatever the `concurrency` invocations that may run finish next."""
@@ -135,19 +193,33 @@ def _take_all(shared: list[T]) -> list[T]:
     return taken
 
 
+class Place(Protocol):
+    """Where an item came from, and who is told when it has ended."""
+
+    @property
+    def tp(self) -> TopicPartition: ...
+    @property
+    def delivery(self) -> int: ...
+    @property
+    def finish(self) -> Callable[[int], None]: ...
+    @property
+    def discard(self) -> Callable[[int], None]: ...
+
+
 class Joint:
     """An event's record with several handlers in the group: finished when all of them are.
 
     `handlers` is their number. Stands in an item where a `Work` would.
     """
 
-    __slots__ = ("_is_discarded", "_left", "_work", "handlers", "tp")
+    __slots__ = ("_is_discarded", "_left", "_work", "delivery", "handlers", "tp")
 
-    def __init__(self, work: Work, handlers: int) -> None:
+    def __init__(self, work: Work, handlers: int, delivery: int = 1) -> None:
         self._work = work
         self._left = list(range(handlers))
         self._is_discarded = False
         self.handlers = handlers
+        self.delivery = delivery
         self.tp = work.tp
 
     def finish(self, offset: int) -> None:
@@ -159,52 +231,31 @@ class Joint:
         self.finish(offset)
 
 
-Item = tuple[Job, Envelope, Record, "Work | Joint"]
+Item = tuple[Job, Envelope, Record, Place]
 
 
 @frozen
-class Failure:
-    """Why an invocation, or a record that is none, is given up."""
+class Ended:
+    """An invocation that did not simply run to its end, and what is to become of it."""
 
-    reason: str
-    """One of: failed, rejected, arguments, signature, unreadable, unknown-task."""
-    type: str
-    message: str
-    traceback: str = ""
-
-
-_REASONS = {ArgumentsError: "arguments", SignatureError: "signature"}
-
-Failed = tuple["Work | Joint", Record, str, Failure]
-"""What can't be finished but as a dead letter: its place, its record, its task's name if it has one, and why."""
+    place: Place
+    record: Record
+    task: str
+    """Its name; empty if the record names none."""
+    failure: Failure
+    item: Item | None = None
+    """None if it never became one."""
 
 
-def describe(error: BaseException, reason: str) -> Failure:
-    """What a dead letter says of `error`, of bounded size."""
-    message = _shorten(_text(lambda: str(error)), MESSAGE_CHARACTERS_MAX)
-    if isinstance(error, Reject):
-        return Failure("rejected", "Reject", message)
-    reason = next((known for kind, known in _REASONS.items() if isinstance(error, kind)), reason)
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    text = _text(lambda: "".join(traceback.format_exception(error)))
-    return Failure(reason, name, message, _shorten(text, TRACEBACK_CHARACTERS_MAX))
+@frozen
+class Limits:
+    """How much a worker process does at once."""
 
-
-def _text(say: Callable[[], str]) -> str:
-    """What an exception says of itself, in its own code: that may raise whatever it likes."""
-    try:
-        return say()
-    except BaseException as error:
-        return f"<it can't be told: {type(error).__name__}>"
-
-
-def _shorten(text: str, characters_max: int) -> str:
-    """Keep both ends: the beginning says what, the end of a traceback says where."""
-    if len(text) <= characters_max:
-        return text
-    half = characters_max // 2 - 10
-    return f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
+    concurrency: int
+    """`def` invocations, and as many `async def` ones."""
+    in_flight_max: int
+    """Invocations held: those that run and those that wait to."""
+    commit_interval_s: float
 
 
 class Crew(Protocol):
@@ -220,11 +271,15 @@ class Crew(Protocol):
         """What runs at this moment."""
         ...
 
+    def cancel_run(self, item: Item) -> None:
+        """Stop an item that runs, if that can be done: it ends with TaskCancelled then. From any thread."""
+        ...
+
 
 class Feed:
-    """How runners tell the poller that they want more, or that one failed. Shared by all crews of a worker."""
+    """How runners tell the poller that they want more, or how one ended. Shared by all crews of a worker."""
 
-    __slots__ = ("_wake", "failures", "is_full", "low", "queues")
+    __slots__ = ("failures", "freed", "is_full", "low", "queues", "wake")
 
     def __init__(self, low: int, wake: Callable[[], None]) -> None:
         self.is_full = False
@@ -233,8 +288,10 @@ class Feed:
         """Changed by the poller before it sets `is_full`."""
         self.queues: list[deque[Item]] = []
         """Those of all crews."""
-        self.failures: deque[Failed] = deque()
-        self._wake = wake
+        self.failures: deque[Ended] = deque()
+        self.freed: deque[Any] = deque()
+        """Tickets whose item has ended."""
+        self.wake = wake
 
     def queued(self) -> int:
         """How many items wait for a runner, or to become dead letters."""
@@ -244,9 +301,17 @@ class Feed:
         """A runner's own queue is below `low`, and fetching has stopped: have it go on if all are."""
         if self.queued() < self.low:
             self.is_full = False
-            self._wake()
+            self.wake()
+
+    def free(self, ticket: object) -> None:
+        """A ticket's item has ended: others may wait for that."""
+        self.freed.append(ticket)
+        self.wake()
 
     def fail(self, item: Item, error: BaseException) -> None:
         """An item ended with `error`. The poller looks within a commit interval."""
-        job, _, record, work = item
-        self.failures.append((work, record, job.task.name, describe(error, "failed")))
+        job, _, record, place = item
+        failure = decide(job.retry, error, record, random(), int(time.time() * 1000))
+        self.failures.append(Ended(place, record, job.task.name, failure, item))
+        if failure.delay_s is not None:
+            self.wake()

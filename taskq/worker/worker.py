@@ -23,15 +23,18 @@ from attrs import frozen
 
 from taskq.app import TaskQ
 from taskq.broker.port import Broker
+from taskq.context import identify
 from taskq.errors import ConfigError
+from taskq.message import format_id
 from taskq.metrics import Sample, Snapshot, metrics
+from taskq.worker.delays import Mover
+from taskq.worker.execution import Execution
 from taskq.worker.executors.async_ import AsyncCrew
 from taskq.worker.executors.threads import ThreadCrew
 from taskq.worker.gauges import samples
 from taskq.worker.http import Health
-from taskq.worker.intake import Intake
 from taskq.worker.poller import Poller
-from taskq.worker.work import Item, Job
+from taskq.worker.work import Item, Job, Limits
 
 BACKENDS = ("asyncio", "trio")
 
@@ -102,19 +105,45 @@ class Worker:
             self._broker,
             options.group,
             self._broker.consumer(options.group, self._handlers.topics, offset_reset=settings.offset_reset),
-            Intake(by_name, app.knows),
+            by_name,
+            app.knows,
             metrics,
-            concurrency=self._concurrency,
-            in_flight_max=settings.in_flight_max,
-            commit_interval_s=settings.commit_interval_ms / 1000,
+            Limits(self._concurrency, settings.in_flight_max, settings.commit_interval_ms / 1000),
         )
+        self._jobs = list(jobs.values())
+        self._execution = Execution()
         self._threads = ThreadCrew(self._concurrency, self._poller.feed)
         self._async = AsyncCrew(self._concurrency, self._poller.feed)
+        self._assign_crews()
+        self._poller.on_tick.append(self._tell_overdue)
         self._reader = self._broker.reader()
         self._admin = self._broker.admin()
         self._stops = 0
         self._error: BaseException | None = None
         self._poller_is_done = threading.Event()
+        self._mover = Mover(self._broker)
+
+    def _assign_crews(self) -> None:
+        """Say of each job who runs it, and how."""
+        for job in self._jobs:
+            run = self._execution.run_async if job.is_async else self._execution.run_sync
+            job.crew = self._async if job.is_async else self._threads
+            if job.task.declared.timeout is not None:
+                job.run = run
+            job.careful = job if job.run is not None else job.variant(run)
+
+    def _tell_overdue(self, now: float) -> None:
+        """Runs in threads can't be stopped: say so, and let others go on in their place."""
+        for item in self._execution.overdue(now):
+            job, envelope, record, place = item
+            ident = format_id(identify(envelope, record, place.tp))
+            _log.error(
+                "%s[%s] is over its timeout of %g s, and a thread can't be stopped: it goes on, and another has its "
+                "place. current.check() in the task would end it",
+                *(job.task.name, ident, job.task.declared.timeout),
+            )
+            metrics.overdue.labels(job.group, job.task.name).inc()
+            self._threads.replace(item)
 
     # -- running
 
@@ -145,8 +174,12 @@ class Worker:
                 await group.start(self._run_async)
             if has_sync:
                 self._threads.start()
-            self._poller.start(lambda job: self._async if job.task.is_async else self._threads)
+            self._poller.start([crew for crew, has in ((self._async, has_async), (self._threads, has_sync)) if has])
+            mover = threading.Thread(target=self._move, name="taskq-delays", daemon=True)
+            mover.start()
             await anyio.to_thread.run_sync(self._poll, limiter=anyio.CapacityLimiter(1))
+            self._mover.stop()
+            await anyio.to_thread.run_sync(mover.join)
             self._threads.stop()
             self._async.cancel()
             group.cancel_scope.cancel()
@@ -174,6 +207,13 @@ class Worker:
             self._error = error
         finally:
             self._poller_is_done.set()
+
+    def _move(self) -> None:
+        try:
+            self._mover.run()
+        except BaseException as error:
+            self._error = self._error or error
+            self._poller.stop_now()
 
     @contextmanager
     def catching_signals(self) -> Generator[None]:
@@ -234,7 +274,8 @@ class Worker:
         works = list(self._poller.works.values())
         held_up = self._poller.is_held_up
         group, unsynced_s = self._options.group, self._broker.unsynced_s
-        return samples(group, works, held_up, self._running, self._reader, self._admin, info, unsynced_s)
+        yield from samples(group, works, held_up, self._running, self._reader, self._admin, info, unsynced_s)
+        yield from self._mover.samples()
 
     def health(self) -> Health:
         """Whether the process does its work at all."""

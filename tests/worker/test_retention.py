@@ -80,7 +80,7 @@ def test_what_still_runs_below_the_start_stays_unfinished(app: TaskQ) -> None:
     run.map([(0,), (1,), (2,)])
     with working(app, concurrency=4) as worker:
         wait_until(lambda: ran == [2], "two run and one is done")
-        (work,) = worker._poller.works.values()
+        work = worker._poller.works[TP]
         worker._poller._consumer._held[TP].is_paused = True  # type: ignore[attr-defined]
         run.map([(number,) for number in range(3, 50)])
         assert clean(app).start == 50
@@ -127,7 +127,7 @@ def test_a_worker_goes_on_with_a_topic_that_is_deleted_and_made_anew(app: TaskQ)
     with working(app, concurrency=2) as worker:
         wait_until(lambda: len(ran) == 4, "all but the first have run")
         app.broker.admin().delete_topic("default")
-        wait_until(lambda: not worker._poller.works, "it is lost")
+        wait_until(lambda: TP not in worker._poller.works, "it is lost")
         run.delay(7)
         wait_until(lambda: 7 in ran, "the new one runs")
         gate.set()

@@ -22,8 +22,9 @@ from taskq.worker import Worker, WorkerOptions
 from taskq.worker.executors.async_ import AsyncCrew
 from taskq.worker.executors.threads import ThreadCrew
 from taskq.worker.progress import Progress
+from taskq.worker.retries import describe
 from taskq.worker.supervisor import Supervisor
-from taskq.worker.work import Feed, Work, describe
+from taskq.worker.work import Feed, Work
 from tests.processes import WAIT_S, wait_until
 from tests.working import stalled, unfinished, wait_finished, working
 
@@ -168,17 +169,17 @@ def test_failures_that_can_not_be_buried_are_bounded(app: TaskQ, monkeypatch: py
     monkeypatch.setattr(worker._poller._producer, "send_many", send)
     thread = threading.Thread(target=worker.run)
     thread.start()
-    wait_until(lambda: worker._poller._is_full and not worker._threads.queue, "nothing more is fetched")
+    wait_until(lambda: worker._poller.feed.is_full and not worker._threads.queue, "nothing more is fetched")
     assert len(worker._poller.feed.failures) <= 3 * limit
     is_full.clear()
-    wait_until(lambda: not worker._poller._is_full, "it goes on")
+    wait_until(lambda: not worker._poller.feed.is_full, "it goes on")
     worker.stop()
     worker.stop()
     thread.join(WAIT_S)
 
 
 def test_what_is_queued_is_bounded_in_bytes_too(app: TaskQ, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskq.worker.poller.BYTES_MAX", 3_000_000)
+    monkeypatch.setattr("taskq.worker.throttle.BYTES_MAX", 3_000_000)
     gate, count = threading.Event(), [0]
 
     @app.task

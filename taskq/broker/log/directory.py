@@ -18,7 +18,7 @@ from taskq.broker.log.partition import Partition
 from taskq.broker.port import PARTITIONS_DEFAULT, TopicPartition
 from taskq.config import check_topic
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
-from taskq.topics import TopicConfig
+from taskq.topics import TopicConfig, own_config
 
 
 class Listener(Protocol):
@@ -140,7 +140,7 @@ class DataDirectory:
         """The topic, which is created as configured if there is none."""
         found = self.find(name)
         if found is None:
-            config = self._configured.get(name, TopicConfig())
+            config = self._configured.get(name) or own_config(name)
             self.catalogue.create(name, config.partitions or self._partitions_default, config.settings, exist_ok=True)
             found = self.get(name)
         return found

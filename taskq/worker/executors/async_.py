@@ -19,17 +19,22 @@ import anyio
 import anyio.lowlevel
 
 from taskq.context import enter
+from taskq.errors import TaskCancelled
 from taskq.worker.work import Feed, Item
 
 YIELD_S = 0.005
 
 
 class _Runner:
-    __slots__ = ("item", "signal")
+    __slots__ = ("cancelled", "item", "scope", "signal")
 
     def __init__(self) -> None:
         self.item: Item | None = None
         self.signal: anyio.Event | None = None
+        self.scope: anyio.CancelScope | None = None
+        """Around whatever it runs; another one after each item that was cancelled."""
+        self.cancelled: Item | None = None
+        """What `scope` was cancelled for."""
 
 
 class AsyncCrew:
@@ -80,52 +85,88 @@ class AsyncCrew:
     def running(self) -> list[Item]:
         return [item for runner in self._runners if (item := runner.item) is not None]
 
+    def cancel_run(self, item: Item) -> None:
+        assert self._call_soon is not None, "cancelled before run"
+        self._call_soon(lambda: self._cancel_run(item))
+
+    def _cancel_run(self, item: Item) -> None:
+        for runner in self._runners:
+            if runner.item is item and runner.scope is not None:
+                runner.cancelled = item
+                runner.scope.cancel()
+
     async def _run(self, runner: _Runner) -> None:
+        while True:
+            runner.cancelled = None
+            with anyio.CancelScope() as runner.scope:
+                await self._work(runner)
+
+    async def _work(self, runner: _Runner) -> None:
+        """Run items until one of them is cancelled."""
         queue, feed = self.queue, self._feed
         take = queue.popleft
-        cancelled = anyio.get_cancelled_exc_class()
         yielded = perf_counter()
         while True:
             try:
                 item = runner.item = take()
             except IndexError:
-                runner.item = None
-                runner.signal = signal = anyio.Event()
-                self._idle.append(runner)
-                try:
-                    await signal.wait()
-                except cancelled:
-                    self._survive(runner)
+                await self._rest(runner)
                 yielded = perf_counter()
                 continue
             job, envelope, record, work = item
             enter(item)
             started = perf_counter()
             try:
-                args, kwargs = job.decode(envelope)
-                if kwargs:
-                    await job.call(*args, **kwargs)
+                if job.run is not None:
+                    await job.run(item)  # type: ignore[misc]
                 else:
-                    await job.call(*args)
+                    args, kwargs = job.decode(envelope)
+                    if kwargs:
+                        await job.call(*args, **kwargs)
+                    else:
+                        await job.call(*args)
             except BaseException as error:
-                if isinstance(error, cancelled):
-                    self._survive(runner)  # or raise: it is unfinished and will be delivered again
-                elif self._is_ending():
-                    raise
-                feed.fail(item, error)
+                self._fail(runner, item, error)
                 ended = perf_counter()
             else:
                 ended = perf_counter()
                 job.ended((started, ended, record[1]))
                 work.finish(record[0])
+            if runner.cancelled is not None:
+                return  # it was cancelled, and ended all the same
             if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
             if ended - yielded > YIELD_S:
-                try:
-                    await anyio.lowlevel.checkpoint()
-                except cancelled:
-                    self._survive(runner)
+                await self._yield(runner)
                 yielded = perf_counter()
+
+    def _fail(self, runner: _Runner, item: Item, error: BaseException) -> None:
+        """In a runner whose item ended with `error`: tell it, and raise again what is not the item's own."""
+        if runner.cancelled is item:
+            self._feed.fail(item, TaskCancelled("it was cancelled while it ran"))
+            raise error  # its own scope takes it
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            self._survive(runner)  # or raise: it is unfinished and will be delivered again
+        elif self._is_ending():
+            raise error
+        self._feed.fail(item, error)
+
+    async def _rest(self, runner: _Runner) -> None:
+        """Wait until there may be something to do."""
+        runner.item = None
+        runner.signal = signal = anyio.Event()
+        self._idle.append(runner)
+        try:
+            await signal.wait()
+        except anyio.get_cancelled_exc_class():
+            self._survive(runner)
+
+    async def _yield(self, runner: _Runner) -> None:
+        """Let the others on this loop have their turn."""
+        try:
+            await anyio.lowlevel.checkpoint()
+        except anyio.get_cancelled_exc_class():
+            self._survive(runner)
 
     def _is_ending(self) -> bool:
         """Whether the crew is being cancelled, by `cancel` or from outside. In a runner."""

@@ -15,10 +15,12 @@ from taskq.worker.work import Feed, Item
 
 
 class _Runner:
-    __slots__ = ("item", "signal", "thread")
+    __slots__ = ("is_replaced", "item", "signal", "thread")
 
     def __init__(self) -> None:
         self.item: Item | None = None
+        self.is_replaced = False
+        """Another one has its place: when what it runs has ended, so does it."""
         self.signal = threading.Lock()
         self.signal.acquire()
         self.thread: threading.Thread | None = None
@@ -27,18 +29,38 @@ class _Runner:
 class ThreadCrew:
     """See `taskq.worker.work.Crew`."""
 
-    def __init__(self, size: int, feed: Feed) -> None:
+    def __init__(self, size: int, feed: Feed, name: str = "taskq") -> None:
+        self._name = name
         self.queue: deque[Item] = deque()
         self._feed = feed
-        self._runners = [_Runner() for _ in range(size)]
+        self._size = size
+        self._runners: list[_Runner] = []
+        self._started = 0
         self._idle: list[_Runner] = []
         self._is_stopping = False
 
     def start(self) -> None:
-        for number, runner in enumerate(self._runners):
-            # Daemon threads: a task that never ends must not keep a worker alive that was told to stop.
-            runner.thread = threading.Thread(target=self._run, args=(runner,), name=f"taskq-{number}", daemon=True)
-            runner.thread.start()
+        for _ in range(self._size):
+            self._start_one()
+
+    def _start_one(self) -> None:
+        runner = _Runner()
+        self._runners.append(runner)
+        # A daemon: a task that never ends must not keep a worker alive that was told to stop.
+        name = f"{self._name}-{self._started}"
+        runner.thread = threading.Thread(target=self._run, args=(runner,), name=name, daemon=True)
+        self._started += 1
+        runner.thread.start()
+
+    def replace(self, item: Item) -> None:
+        """Start another runner in the place of the one that runs `item` and may never end."""
+        for runner in list(self._runners):
+            if runner.item is item and not runner.is_replaced:
+                runner.is_replaced = True
+                self._start_one()
+
+    def cancel_run(self, item: Item) -> None:
+        """A thread can't be stopped: `current.check` tells it."""
 
     def submit(self, items: list[Item]) -> None:
         self.queue.extend(items)
@@ -50,7 +72,7 @@ class ThreadCrew:
                 break
 
     def running(self) -> list[Item]:
-        return [item for runner in self._runners if (item := runner.item) is not None]
+        return [item for runner in list(self._runners) if (item := runner.item) is not None]
 
     def stop(self) -> None:
         """Let runners end when they have nothing to do. What runs goes on; nobody waits for it."""
@@ -76,16 +98,22 @@ class ThreadCrew:
             enter(item)
             started = perf_counter()
             try:
-                args, kwargs = job.decode(envelope)
-                if kwargs:
-                    job.call(*args, **kwargs)
+                if job.run is not None:
+                    job.run(item)
                 else:
-                    job.call(*args)
+                    args, kwargs = job.decode(envelope)
+                    if kwargs:
+                        job.call(*args, **kwargs)
+                    else:
+                        job.call(*args)
             except BaseException as error:
                 feed.fail(item, error)
             else:
                 job.ended((started, perf_counter(), record[1]))
                 work.finish(record[0])
+            if runner.is_replaced:
+                self._runners.remove(runner)
+                return
             if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
 

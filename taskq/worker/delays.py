@@ -1,0 +1,241 @@
+"""Moves what waits on the ladder (`taskq.ladder`) until it is due: a thread in every worker, members of one group.
+
+Nothing is kept but what is about to move. Of each partition of a rung the next few records are read; the first tells
+when to look again. One that has waited as long as its rung says goes down to a lower one, or, when less than a second
+is left, into a heap until it is due, and then to its topic. It is finished once it has been appended there: who takes
+the partition over reads again what was not. So a death loses nothing, and moves again only what was just being moved.
+
+Never early: what is due is compared with the clock, whatever was waited for. Clocks that differ between machines, or
+are set, make it as early or late as they are off.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import count
+
+from attrs import define, field
+
+from taskq.broker.port import Broker, Committed, Message, Polled, Producer, Record, TopicPartition
+from taskq.errors import SerializationError, StorageFull
+from taskq.ladder import TOPICS, rung_s, topic_for
+from taskq.metrics import DELAYED, Sample
+from taskq.topics import INTERNAL, dead_topic
+from taskq.trip import DUE, TO, header, milliseconds, with_header
+from taskq.worker.deadletters import dead_letter
+from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
+from taskq.worker.retries import describe
+
+GROUP = f"{INTERNAL}delays"
+
+AHEAD_MAX = 500
+"""How many records are read ahead of a partition; a batch that was published at once is read whole."""
+
+HEAP_MAX = 10_000
+"""How many may wait for their last second in memory. More wait in the log, and are late if so many are due at once."""
+
+LAST_MS = 1000
+_AGAIN_S = 1.0
+"""When to try again what there was no space for."""
+
+_IDLE_S = 60.0
+
+_log = logging.getLogger("taskq.worker")
+
+
+@define(eq=False)
+class _Rung:
+    """A partition of a rung that is held."""
+
+    tp: TopicPartition
+    wait_ms: int
+    progress: Progress
+    committed: tuple[int, bytes]
+    ahead: deque[Record] = field(factory=deque)
+    is_paused: bool = False
+
+    def next_ms(self) -> float:
+        """When to look at the first one."""
+        return self.ahead[0].timestamp_ms + self.wait_ms if self.ahead else float("inf")
+
+
+@define
+class _Move:
+    """A record that is to be appended to a topic, and finished then."""
+
+    rung: _Rung
+    record: Record
+    topic: str
+    message: Message
+
+
+class Mover:
+    """See the module docstring. `run` is the thread; `stop` may be called from any other."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._producer: Producer = broker.producer()
+        self._consumer = broker.consumer(GROUP, TOPICS)
+        self._reader = broker.reader()
+        self._rungs: dict[TopicPartition, _Rung] = {}
+        self._heap: list[tuple[int, int, _Rung, Record]] = []
+        """What is due within a second: (due, a number, from where, what)."""
+        self._numbers = count()
+        self._owed: list[_Move] = []
+        """What could not be appended yet: there was no space."""
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Move until stopped. Raises what ends it otherwise: a broker that fails."""
+        try:
+            while not self._stop.is_set():
+                self._take(self._consumer.poll(self._timeout_s(), AHEAD_MAX))
+                self.step(int(time.time() * 1000))
+        finally:
+            self._consumer.close()
+            self._producer.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._consumer.wakeup()
+
+    def samples(self) -> Iterator[Sample]:
+        """How many wait on each rung, of the partitions held here."""
+        waiting: dict[str, int] = {}
+        for rung in list(self._rungs.values()):
+            progress = rung.progress
+            left = self._reader.bounds(rung.tp).end - progress.low - progress.finished_above
+            waiting[rung.tp.topic] = waiting.get(rung.tp.topic, 0) + max(0, left)
+        yield from (Sample(DELAYED, (topic,), number) for topic, number in waiting.items())
+
+    def step(self, now_ms: int) -> None:
+        """Move all that is to be moved by `now_ms`."""
+        if not self._owed:
+            self._owed = [*self._due(now_ms), *self._down(now_ms)]
+        if self._owed:
+            self._append(now_ms)
+            self._commit()
+        self._pause_and_resume()
+
+    # -- what comes and goes
+
+    def _take(self, polled: Polled) -> None:
+        for tp, committed in polled.assigned.items():
+            try:
+                progress = Progress.decode(committed.offset, committed.metadata)
+            except ValueError as error:
+                _log.error("%s: what was committed can't be read (%s); some may be moved again", tp, error)
+                progress = Progress(committed.offset)
+            state = (progress.low, progress.encode())
+            self._rungs[tp] = _Rung(tp, rung_s(tp.topic) * 1000, progress, state)
+        for tp in polled.lost | polled.revoking:
+            self._forget(self._rungs.pop(tp))
+        if polled.revoking:  # all that was moved has been committed
+            self._consumer.release(list(polled.revoking))
+        for tp, damage in polled.errors.items():
+            _log.error("%s can't be read further: %s", tp, damage)
+        for tp, records in polled.fetched:
+            rung = self._rungs[tp]
+            rung.ahead.extend(record for record in records if not rung.progress.is_finished(record.offset))
+
+    def _forget(self, rung: _Rung) -> None:
+        self._heap = [one for one in self._heap if one[2] is not rung]
+        heapq.heapify(self._heap)
+        self._owed = [move for move in self._owed if move.rung is not rung]
+
+    def _timeout_s(self) -> float:
+        if self._owed:
+            return _AGAIN_S
+        next_ms = min([rung.next_ms() for rung in self._rungs.values()], default=float("inf"))
+        if len(self._heap) >= HEAP_MAX:  # then the others wait, too
+            next_ms = float("inf")
+        if self._heap:
+            next_ms = min(next_ms, self._heap[0][0])
+        return min(_IDLE_S, max(0.0, next_ms / 1000 - time.time()))
+
+    # -- moving
+
+    def _due(self, now_ms: int) -> Iterator[_Move]:
+        """Off the heap."""
+        while self._heap and self._heap[0][0] <= now_ms:
+            _, _, rung, record = heapq.heappop(self._heap)
+            yield self._home(rung, record)
+
+    def _down(self, now_ms: int) -> Iterator[_Move]:
+        """Off their rungs: home, or to a lower one. What is due within a second goes into the heap instead."""
+        for rung in self._rungs.values():
+            while rung.next_ms() <= now_ms and len(self._heap) < HEAP_MAX and rung.progress.fits(ENCODED_BYTES_MAX, 2):
+                record = rung.ahead.popleft()
+                try:
+                    due_ms = _due_ms(record)
+                except SerializationError as error:
+                    letter = dead_letter(GROUP, "", rung.tp, record, describe(error, "unreadable"), now_ms)
+                    _log.error("%s offset %d is a dead letter: %s", rung.tp, record.offset, error)
+                    yield _Move(rung, record, dead_topic(GROUP), letter)
+                    continue
+                left_ms = due_ms - now_ms
+                if left_ms <= 0:
+                    yield self._home(rung, record)
+                elif left_ms < LAST_MS:
+                    heapq.heappush(self._heap, (due_ms, next(self._numbers), rung, record))
+                else:
+                    yield _Move(rung, record, topic_for(left_ms), Message(record.value, record.key, record.headers))
+
+    @staticmethod
+    def _home(rung: _Rung, record: Record) -> _Move:
+        topic = header(record.headers, TO)
+        assert topic is not None, "looked at when it was read"
+        headers = with_header(with_header(record.headers, DUE, None), TO, None)
+        return _Move(rung, record, topic.decode(), Message(record.value, record.key, headers))
+
+    def _append(self, now_ms: int) -> None:
+        """Append what is owed. What there is no space for stays owed."""
+        by_topic: dict[str, list[_Move]] = {}
+        for move in self._owed:
+            by_topic.setdefault(move.topic, []).append(move)
+        self._owed = []
+        for topic, moves in by_topic.items():
+            try:
+                self._producer.send_many(topic, [move.message for move in moves])
+            except StorageFull as error:
+                _log.error("can't move %d delayed invocations to %s yet: %s", len(moves), topic, error)
+                self._owed += moves
+                continue
+            for move in moves:
+                move.rung.progress.finish([move.record.offset])
+
+    def _commit(self) -> None:
+        states = {}
+        for rung in self._rungs.values():
+            state = (rung.progress.low, rung.progress.encode())
+            if state != rung.committed and len(state[1]) <= ENCODED_BYTES_MAX:
+                states[rung] = state
+        try:
+            self._consumer.commit({rung.tp: Committed(*state) for rung, state in states.items()})
+        except StorageFull as error:
+            _log.error("can't commit what was moved yet: %s", error)
+            return
+        for rung, state in states.items():
+            rung.committed = state
+
+    def _pause_and_resume(self) -> None:
+        for rung in self._rungs.values():
+            if not rung.is_paused and len(rung.ahead) >= AHEAD_MAX:
+                self._consumer.pause([rung.tp])
+                rung.is_paused = True
+            elif rung.is_paused and len(rung.ahead) < AHEAD_MAX // 2:
+                self._consumer.resume([rung.tp])
+                rung.is_paused = False
+
+
+def _due_ms(record: Record) -> int:
+    """When a record is due. Raises SerializationError if it does not say so, or not where to go."""
+    due_ms = milliseconds(record.headers, DUE)
+    topic = header(record.headers, TO)
+    if due_ms is None or not topic or not topic.isascii():
+        raise SerializationError(f"the record says not in {DUE} and {TO} when it is due, and where to")
+    return due_ms

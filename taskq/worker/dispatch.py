@@ -1,0 +1,277 @@
+"""From what was read to what runs: items through their gates and into the queues of crews, and back out again.
+
+Belongs to the poller's thread. Crews take from their queues by themselves; all else happens when the poller comes
+round (`turn`), or when it says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from taskq.context import identify
+from taskq.message import Id
+from taskq.options import PRIORITIES, parse_rate
+from taskq.topics import retry_topic
+from taskq.worker.gates import Gate, Nowhere, OrderGate, Pause, RateGate, Ticket, WidthGate
+from taskq.worker.work import Crew, Ended, Feed, Item, Job, Joint, Work
+
+WEIGHTS: Mapping[str, int] = {"high": 6, "normal": 3, "low": 1}
+"""How many are taken of each priority, in turn, where all have some."""
+
+AHEAD_OF_RUNNERS = 64
+"""How many wait in a crew's queue where there are priorities: whatever comes later waits behind them."""
+
+
+def give_gates(jobs: Iterable[Job], once: Gate, share: Callable[[Sequence[str]], float]) -> list[Gate]:
+    """Give each job the gates its task asks for; return all of them.
+
+    `once` is that of tasks that are finished before they run, `share` says which part of topics this worker holds.
+    """
+    order, gates = OrderGate(), []
+    for job in jobs:
+        declared = job.task.declared
+        own: list[Gate] = [order] if job.is_ordered else []
+        if declared.rate_limit is not None:
+            own.append(RateGate(_rate(parse_rate(declared.rate_limit), job, share), time.monotonic))
+        if declared.concurrency is not None:
+            own.append(WidthGate(declared.concurrency))
+        if declared.at_most_once:
+            own.append(once)
+        job.gates = tuple(own)
+        gates += own
+    return list(dict.fromkeys(gates))
+
+
+def _rate(rate: float, job: Job, share: Callable[[Sequence[str]], float]) -> Callable[[], float]:
+    topics = (*job.task.topics, retry_topic(job.group))
+    return lambda: rate * share(topics)
+
+
+def priorities_of(jobs: Iterable[Job]) -> dict[str, str]:
+    """The priority of each topic that has one: those of tasks that declare any."""
+    tasks = [job.task for job in jobs if job.task.declared.priority is not None]
+    return {topic: priority for task in tasks for topic, priority in zip(task.topics, PRIORITIES, strict=True)}
+
+
+class Dispatch:
+    """`priority_of` says of a topic which priority it has, if the group has any."""
+
+    def __init__(self, feed: Feed, gates: Iterable[Gate], priority_of: Mapping[str, str], in_flight_max: int) -> None:
+        self._feed = feed
+        self._gates = list(gates)
+        self._crews: Sequence[Crew] = ()
+        self._retries = Pause()
+        self._classes = _Classes(priority_of, in_flight_max) if priority_of else None
+
+    def start(self, crews: Sequence[Crew]) -> None:
+        """Say who runs things. Before anything is added."""
+        self._crews = crews
+        self._feed.queues = [crew.queue for crew in crews]
+
+    @property
+    def full_topics(self) -> Collection[str]:
+        """Those of which enough waits: no more is to be fetched of them."""
+        return self._classes.full_topics if self._classes is not None else ()
+
+    # -- in
+
+    def add(self, items: list[Item]) -> None:
+        """Let these run, or wait at their gates until they may."""
+        ready = [item for item in items if not isinstance(item[3], Ticket) or self._advance(item[3])]
+        if ready:
+            self._submit(ready)
+
+    def retry_in_place(self, ended: Ended, item: Item, at: float) -> None:
+        """Run `item`, which takes the place of one that failed, at a time (monotonic). Nobody overtakes it."""
+        ticket = item[3]
+        assert isinstance(ticket, Ticket)
+        kept = ticket.gates[:1]  # its lane
+        for gate in ticket.gates[1 : ticket.passed]:
+            gate.leave(ticket)
+        ticket.passed = len(kept)
+        ticket.item = item
+        ticket.work.waiting += 1
+        self._retries.add(ticket, at)
+
+    def turn(self, now: float) -> None:
+        """Leave gates for what has ended, and let in whoever may pass by now."""
+        freed = self._feed.freed
+        while freed:
+            self._leave(freed.popleft())
+        ready: list[Item] = []
+        for ticket in self._retries.release(now):
+            ticket.work.waiting -= 1
+            if self._advance(ticket):
+                ready.append(ticket.item)
+        is_changing = True
+        while is_changing:  # who passes one gate may open another, and those are few
+            is_changing = False
+            for gate in self._gates:
+                for ticket in gate.release(now):
+                    is_changing = True
+                    ticket.work.waiting -= 1
+                    ticket.passed += 1
+                    if self._advance(ticket):
+                        ready.append(ticket.item)
+        if ready:
+            self._submit(ready)
+        if self._classes is not None:
+            self._feed_crews()
+
+    def next_at(self) -> float:
+        """When (monotonic) to come round again if nothing happens before."""
+        return min([self._retries.next_at(), *[gate.next_at() for gate in self._gates]])
+
+    def _advance(self, ticket: Ticket) -> bool:
+        """Through its gates as far as they let it. Whether it has passed all."""
+        while ticket.passed < len(ticket.gates):
+            if not ticket.gates[ticket.passed].enter(ticket):
+                ticket.work.waiting += 1
+                return False
+            ticket.passed += 1
+        return True
+
+    @staticmethod
+    def _leave(ticket: Ticket) -> None:
+        for gate in ticket.gates[: ticket.passed]:
+            gate.leave(ticket)
+        ticket.passed = 0
+
+    def _submit(self, items: list[Item]) -> None:
+        if self._classes is not None:
+            self._classes.add(items)
+        else:
+            self._hand_to_crews(items)
+
+    def _hand_to_crews(self, items: list[Item]) -> None:
+        if len(self._crews) == 1:
+            self._crews[0].submit(items)
+            return
+        for crew in self._crews:
+            own = [item for item in items if item[0].crew is crew]
+            if own:
+                crew.submit(own)
+
+    def _feed_crews(self) -> None:
+        assert self._classes is not None
+        free = AHEAD_OF_RUNNERS - max(map(len, self._feed.queues))
+        if free > 0 and (taken := self._classes.take(free)):
+            self._hand_to_crews(taken)
+        if self._classes:
+            self._feed.low = AHEAD_OF_RUNNERS // 2
+            self._feed.is_full = True  # so that a runner that finds few left says so
+
+    # -- out
+
+    def take_back(self, works: Collection[Work]) -> list[Item]:
+        """Take out all of `works` that waits anywhere, in the order of the log; the rest keeps its order."""
+        tps = {work.tp for work in works}
+        items = self._take(lambda item: item[3].tp in tps and not _is_spent(item))
+        items.sort(key=lambda item: item[2].offset)
+        return items
+
+    def take_unbegun(self, works: Collection[Work]) -> list[Item]:
+        """`take_back`, but not the records of which another handler runs or ran: those end here."""
+        items = self.take_back(works)
+        joints = Counter(id(joint) for item in items if (joint := _joint_of(item)))
+        unbegun: list[Item] = []
+        begun: list[Item] = []
+        for item in items:
+            joint = _joint_of(item)
+            (begun if joint and joints[id(joint)] < joint.handlers else unbegun).append(item)
+        self.add(begun)
+        return unbegun
+
+    def take_cancelled(self, ids: Collection[Id]) -> list[Item]:
+        """Take out what waits of these invocations, and have stopped what runs of them as far as it can be."""
+
+        def is_one(item: Item) -> bool:
+            return identify(item[1], item[2], item[3].tp) in ids
+
+        taken = self._take(is_one)
+        for crew in self._crews:
+            for item in crew.running():
+                if is_one(item):
+                    crew.cancel_run(item)
+        return taken
+
+    def _take(self, is_wanted: Callable[[Item], bool]) -> list[Item]:
+        """Out of all gates and queues."""
+        gates: tuple[Gate | Pause, ...] = (*self._gates, self._retries)
+        waiting = [ticket for gate in gates for ticket in gate.remove(lambda one: is_wanted(one.item))]
+        for ticket in waiting:
+            ticket.work.waiting -= 1
+        taken = [ticket.item for ticket in waiting] + self._take_queued(is_wanted)
+        for item in taken:
+            if isinstance(item[3], Ticket):
+                self._leave(item[3])
+        return taken
+
+    def _take_queued(self, is_wanted: Callable[[Item], bool]) -> list[Item]:
+        taken: list[Item] = []
+        for crew in self._crews:
+            kept: list[Item] = []
+            while True:
+                try:
+                    item = crew.queue.popleft()  # runners take from it at the same time: one of us gets each
+                except IndexError:
+                    break
+                (taken if is_wanted(item) else kept).append(item)
+            if kept:
+                crew.submit(kept)
+        if self._classes is not None:
+            taken += self._classes.remove(is_wanted)
+        return taken
+
+
+def _joint_of(item: Item) -> Joint | None:
+    place = item[3].inner if isinstance(item[3], Ticket) else item[3]
+    return place if isinstance(place, Joint) else None
+
+
+def _is_spent(item: Item) -> bool:
+    """Whether it counts as finished already: it must run here, or it never will."""
+    return isinstance(item[3], Ticket) and isinstance(item[3].inner, Nowhere)
+
+
+class _Classes:
+    """What waits of each priority. Weighted, so that none starves; each bounded, so that none keeps the others out."""
+
+    def __init__(self, priority_of: Mapping[str, str], in_flight_max: int) -> None:
+        self._priority_of = priority_of
+        self._waiting: dict[str, deque[Item]] = {priority: deque() for priority in WEIGHTS}
+        self._max = max(1, in_flight_max // len(WEIGHTS))
+        self._full: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return any(self._waiting.values())
+
+    def add(self, items: list[Item]) -> None:
+        for item in items:
+            self._waiting[self._priority_of.get(item[3].tp.topic, "normal")].append(item)
+        for priority, waiting in self._waiting.items():
+            if len(waiting) >= self._max:
+                self._full.add(priority)
+
+    def take(self, count: int) -> list[Item]:
+        """The next ones, at least `count` if there are so many: rounds in which each priority has its weight."""
+        taken: list[Item] = []
+        while len(taken) < count and self:
+            for priority, weight in WEIGHTS.items():
+                waiting = self._waiting[priority]
+                taken += [waiting.popleft() for _ in range(min(weight, len(waiting)))]
+        self._full = {one for one in self._full if len(self._waiting[one]) > self._max // 2}
+        return taken
+
+    @property
+    def full_topics(self) -> list[str]:
+        return [topic for topic, priority in self._priority_of.items() if priority in self._full]
+
+    def remove(self, is_wanted: Callable[[Item], bool]) -> list[Item]:
+        removed: list[Item] = []
+        for priority, waiting in self._waiting.items():
+            removed += [item for item in waiting if is_wanted(item)]
+            self._waiting[priority] = deque(item for item in waiting if not is_wanted(item))
+        return removed

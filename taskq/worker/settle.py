@@ -1,0 +1,149 @@
+"""What becomes of invocations that did not simply run to their end: durable first, and only then finished.
+
+A dead letter is appended to `<group>.dead`; a retry to `<group>.retry`, or to the ladder if it is to wait. Those of
+ordered tasks are tried again in place, so that the order holds; how often they were tried is then known to this worker
+only, and the next one begins anew. What has expired or was cancelled needs nothing but to be counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from taskq.broker.port import Message, Producer
+from taskq.context import identify
+from taskq.errors import StorageFull
+from taskq.ladder import delayed
+from taskq.message import Envelope, decode_envelope, format_id
+from taskq.metrics import Metrics
+from taskq.topics import dead_topic, retry_topic
+from taskq.trip import NEW, Trip, with_trip
+from taskq.worker.deadletters import dead_letter
+from taskq.worker.gates import Ticket
+from taskq.worker.work import Ended, Item
+
+AT_ONCE_MAX = 1000
+"""How many are written at once, to bound the memory they take with their tracebacks."""
+
+_log = logging.getLogger("taskq.worker")
+
+
+class Settler:
+    """Belongs to the poller's thread. `retry_in_place` is `Dispatch.retry_in_place`."""
+
+    def __init__(
+        self,
+        group: str,
+        producer: Producer,
+        metrics: Metrics,
+        retry_in_place: Callable[[Ended, Item, float], None],
+    ) -> None:
+        self._group = group
+        self._producer = producer
+        self._metrics = metrics
+        self._retry_in_place = retry_in_place
+
+    def settle(self, failures: deque[Ended]) -> None:
+        """Settle all of `failures`, and take them off it. What there is no space for stays: call again."""
+        while failures:
+            batch = [failures[index] for index in range(min(len(failures), AT_ONCE_MAX))]
+            now_ms = int(time.time() * 1000)
+            by_topic: dict[str, list[Message]] = {}
+            for ended in batch:
+                if not _stays(ended) and (sent := self._message(ended, now_ms)):
+                    by_topic.setdefault(sent[0], []).append(sent[1])
+            try:
+                for topic, messages in by_topic.items():
+                    self._producer.send_many(topic, messages)
+            except StorageFull as error:
+                _log.error("can't write %d outcomes of group %s yet: %s", len(failures), self._group, error)
+                return
+            for ended in batch:
+                failures.popleft()
+                self._end(ended)
+
+    def _end(self, ended: Ended) -> None:
+        failure = ended.failure
+        self._metrics.executions.labels(self._group, ended.task, failure.outcome).inc()
+        self._tell(ended)
+        if _stays(ended) and ended.item is not None:
+            assert failure.delay_s is not None
+            job, envelope, record, place = ended.item
+            record = record._replace(headers=with_trip(record.headers, failure.trip))
+            self._retry_in_place(ended, (job.careful, envelope, record, place), time.monotonic() + failure.delay_s)
+        else:
+            ended.place.finish(ended.record.offset)
+
+    def _message(self, ended: Ended, now_ms: int) -> tuple[str, Message] | None:
+        """What to publish, and where."""
+        failure, record = ended.failure, ended.record
+        if failure.outcome == "retried":
+            assert failure.delay_s is not None
+            message = Message(record.value, record.key, with_trip(record.headers, self._signed_off(ended)))
+            topic = retry_topic(self._group)
+            due_ms = now_ms + math.ceil(failure.delay_s * 1000)
+            return delayed(message, topic, due_ms, now_ms) if due_ms > now_ms else (topic, message)
+        if failure.outcome == "dead":
+            if failure.trip != NEW:
+                record = record._replace(headers=with_trip(record.headers, failure.trip))
+            return dead_topic(self._group), dead_letter(
+                self._group, ended.task, ended.place.tp, record, failure, now_ms
+            )
+        return None
+
+    @staticmethod
+    def _signed_off(ended: Ended) -> Trip:
+        """The trip, with where it began if this is where."""
+        trip, record, tp = ended.failure.trip, ended.record, ended.place.tp
+        assert ended.item is not None
+        envelope = ended.item[1]
+        if trip.origin is None:
+            origin = (tp.topic, tp.partition, record.offset)
+            trip = replace(trip, origin=origin, published_ms=record.timestamp_ms)
+        if envelope.event and not trip.handler:
+            trip = replace(trip, handler=ended.task)
+        if envelope.id is None and not trip.id:
+            trip = replace(trip, id=format_id(identify(envelope, record, tp)))
+        return trip
+
+    def _tell(self, ended: Ended) -> None:
+        failure = ended.failure
+        who = f"{ended.task or 'a record'}[{_ident(ended)}]"
+        extra = {"taskq_task": ended.task, "taskq_id": _ident(ended), "taskq_attempt": failure.trip.attempts}
+        what = f"{failure.type}: {failure.message.partition(chr(10))[0]}"
+        place = (ended.place.tp, ended.record.offset)
+        if failure.outcome == "dead":
+            _log.error(
+                "%s at %s offset %d is a dead letter (attempt %d): %s: %s",
+                *(who, *place, max(1, failure.trip.attempts), failure.reason, what),
+                extra=extra,
+            )
+        elif failure.outcome == "retried":
+            _log.warning(
+                "%s at %s offset %d, attempt %d: %s; again in %.3g s",
+                *(who, *place, failure.trip.attempts, what, failure.delay_s),
+                extra=extra,
+            )
+        else:
+            _log.info("%s at %s offset %d: %s", who, *place, failure.outcome, extra=extra)
+
+
+def _stays(ended: Ended) -> bool:
+    """Whether it is tried again in place."""
+    if ended.failure.outcome != "retried" or ended.item is None or not isinstance(ended.place, Ticket):
+        return False
+    order = ended.item[0].task.declared.order
+    return order == "partition" or (order == "key" and ended.record.key is not None)
+
+
+def _ident(ended: Ended) -> str:
+    try:
+        envelope: Envelope = ended.item[1] if ended.item else decode_envelope(ended.record.value)
+        return format_id(identify(envelope, ended.record, ended.place.tp))
+    except Exception:  # it is no invocation
+        return "?"

@@ -6,13 +6,14 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo demo-once test crash bench lint docs clean
+.PHONY: help demo demo-once test crash soak bench lint docs clean
 
 help:
 	@echo "make demo       the social feed example: web, two workers, addresses to open; until Ctrl-C"
 	@echo "make demo-once  the same, ending after its numbers"
 	@echo "make test       every test"
 	@echo "make crash      an hour of trying to break the log: power cuts, kills, failing disks, fuzzing; new seeds"
+	@echo "make soak       half an hour of a worker's life: kills, drains, delays, retries, order, rates"
 	@echo "make bench      our curves, and the peers side by side"
 	@echo "make lint       ruff, mypy, basedpyright, import contracts"
 	@echo "make docs       the documentation, in site/"
@@ -32,6 +33,13 @@ test: $(VENV)/.test
 # Each prints its seed, and its numbers again at the end. CRASH="--kills 100 --cuts 500" for less, --seed N for the same.
 crash: $(VENV)/.test
 	$(BIN)/python -m tests.crash.long $(CRASH)
+
+# Each prints its numbers. For another length: python -m tests.soak.life --seconds 7200.
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.soak.delays
+	$(BIN)/python -m tests.soak.order
+	$(BIN)/python -m tests.soak.rate
+	$(BIN)/python -m tests.soak.life
 
 # The peers go into an environment of their own, .venv-bench.
 bench: $(VENV)/.test

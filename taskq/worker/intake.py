@@ -41,6 +41,7 @@ class Intake:
         self._suspects = suspects
         self._free = free
         self.jobs: list[Job] = list({id(job): job for some in jobs.values() for job in some}.values())
+        self._plain = {name: some[0] for name, some in jobs.items() if len(some) == 1 and not some[0].gates}
         self.cancelled: Collection[Id] = ()
         """Ids of invocations that were cancelled. Others than an empty one are looked into for every record."""
 
@@ -49,32 +50,36 @@ class Intake:
         items: list[Item] = []
         failures: list[Ended] = []
         skipped: list[int] = []
-        add, jobs_of = items.append, self._jobs_of.get
-        is_plain = not self.cancelled and records[0].offset >= work.suspects_end if records else True
+        is_usual = not self.cancelled and bool(records) and records[0].offset >= work.suspects_end
+        add, plain_of = items.append, (self._plain if is_usual else _NONE).get
         for record in records:
             try:
                 envelope = decode_envelope(record[3])
-                jobs = jobs_of(envelope.name)
-                if jobs is not None and len(jobs) == 1 and is_plain and not record[4] and not jobs[0].gates:
-                    add((jobs[0], envelope, record, work))
-                elif jobs is not None:
-                    found = self._look_closely(work, envelope, record, jobs)
-                    if isinstance(found, Ended):
-                        failures.append(found)
-                    else:
-                        items += found
-                elif envelope.event or self._is_known(envelope.name):
-                    skipped.append(record.offset)
-                else:
-                    failures.append(Ended(work, record, envelope.name, _unknown(envelope.name)))
+                job = plain_of(envelope.name)
+                if job is not None and not record[4]:
+                    add((job, envelope, record, work))
+                    continue
+                found = self._look_closely(work, envelope, record)
             except InvocationError as error:
-                failures.append(Ended(work, record, "", describe(error, "unreadable")))
+                found = Ended(work, record, "", describe(error, "unreadable"))
+            if found is None:
+                skipped.append(record.offset)
+            elif isinstance(found, Ended):
+                failures.append(found)
+            else:
+                items += found
         return items, failures, skipped
 
-    def _look_closely(
-        self, work: Work, envelope: Envelope, record: Record, jobs: tuple[Job, ...]
-    ) -> list[Item] | Ended:
-        """The items of a record with headers, or of a job with gates, or after a death, or after cancellations."""
+    def _look_closely(self, work: Work, envelope: Envelope, record: Record) -> list[Item] | Ended | None:
+        """The items of a record with headers, of a job with gates or an event, or after a death or a cancellation.
+
+        None: it is another group's.
+        """
+        jobs = self._jobs_of.get(envelope.name)
+        if jobs is None:
+            if envelope.event or self._is_known(envelope.name):
+                return None
+            return Ended(work, record, envelope.name, _unknown(envelope.name))
         trip = trip_of(record)
         expires_ms = milliseconds(record.headers, EXPIRES)
         if trip.handler:
@@ -113,6 +118,9 @@ class Intake:
         ticket = Ticket(work, inner, (*job.gates, *gates), self._free, delivery)
         ticket.item = item = (job, envelope, record, ticket)
         return item
+
+
+_NONE: Mapping[str, Job] = {}
 
 
 def _deadly(deliveries: int, trip: Trip) -> Failure:

@@ -73,9 +73,10 @@ class Poller:
         self._consumer = consumer
         self.feed = Feed(max(1, limits.in_flight_max // 2), self._consumer.wakeup)
         suspects = BatchGate(min(limits.concurrency, MARKS_MAX), self._mark)
+        all_jobs = {id(job): job for some in jobs.values() for job in some}.values()
+        gates = give_gates(all_jobs, BatchGate(limits.concurrency, self._finish_early), self._share)
         self._intake = Intake(jobs, is_known, suspects, self.feed.free)
-        gates = give_gates(self._intake.jobs, BatchGate(limits.concurrency, self._finish_early), self._share)
-        priorities = priorities_of(self._intake.jobs)
+        priorities = priorities_of(all_jobs)
         self._dispatch = Dispatch(self.feed, (*gates, suspects), priorities, limits.in_flight_max)
         self._settler = Settler(group, self._producer, metrics, self._dispatch.retry_in_place)
         self.works: dict[TopicPartition, Work] = {}

@@ -4,7 +4,7 @@ A task that kills its worker must not do so for ever, and must take nothing with
 durably, before it is started, without paying for that with every invocation. So:
 
 - While a worker holds a partition, what it commits there carries a `limit`: nothing at or beyond that offset has been
-  started. It is moved on a few thousand offsets at a time, mostly by commits that are made anyway. Who gives the
+  started. It is moved on some thousand offsets at a time, mostly by commits that are made anyway. Who gives the
   partition up in order stores no limit.
 - Whoever finds a limit when it takes a partition over knows that the one before died, and that what is unfinished
   below the limit may have been running then. These are suspects: they are handed out few at a time, and each is marked
@@ -36,7 +36,7 @@ MARKS_MAX: Final = 32
 STANDING_BYTES_MAX: Final = 400
 """Limit of `Standing.encode()`: two times `MARKS_MAX` offsets near the lowest, and a few numbers."""
 
-AHEAD: Final = 4096
+AHEAD: Final = 16_384
 """How far beyond what was fetched the limit is set."""
 
 AHEAD_WHEN_IDLE: Final = 64

@@ -48,7 +48,7 @@ SWITCH_INTERVAL_S = 0.001
 """How long one Python thread may keep others waiting. Python's own 5 ms is felt by whoever waits for a busy crew: the
 poller, the event loop, a thread whose 10 ms of I/O are over."""
 
-GC_THRESHOLD = 10_000
+GC_THRESHOLD = 50_000
 """Allocations between two collections of the youngest objects. A worker holds some ten thousand tuples that wait to be
 run and are never garbage; Python's own 700 walks them again and again, a third of the cost of a no-op invocation."""
 

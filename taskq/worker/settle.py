@@ -52,7 +52,7 @@ class Settler:
         """Settle all of `failures`, and take them off it. What there is no space for stays: call again."""
         while failures:
             batch = [failures[index] for index in range(min(len(failures), AT_ONCE_MAX))]
-            now_ms = int(time.time() * 1000)
+            now_ms = -(-time.time_ns() // 1_000_000)  # rounded up: nothing comes back too early
             by_topic: dict[str, list[Message]] = {}
             for ended in batch:
                 if not _stays(ended) and (sent := self._message(ended, now_ms)):

@@ -15,6 +15,10 @@ from tests.worker.test_retries import dead_letters, executions, told
 from tests.working import wait_finished, working
 
 
+LATE_S = 0.2
+"""How late a busy machine may be, on top of what is promised."""
+
+
 def test_an_async_task_is_cancelled_at_its_deadline(app: TaskQ, backend: str) -> None:
     started: list[float] = []
     stopped: list[float] = []
@@ -31,7 +35,7 @@ def test_an_async_task_is_cancelled_at_its_deadline(app: TaskQ, backend: str) ->
     with working(app, backend) as worker:
         wait_until(lambda: len(dead_letters(app)) == 1, "it is given up")
         wait_finished(worker)
-    assert 0.2 <= stopped[0] - started[0] < 0.3
+    assert 0.2 <= stopped[0] - started[0] < 0.3 + LATE_S
     letter = told(dead_letters(app)[0])
     assert letter["reason"] == "timeout"
     assert letter["type"] == "taskq.errors.TimeLimitExceeded"

@@ -149,6 +149,11 @@ class Current:
         return trip_of(_get()[2]).attempts + 1
 
     @property
+    def retried(self) -> int:
+        """How often a person retried this invocation after it had become a dead letter (`taskq dead retry`)."""
+        return trip_of(_get()[2]).retried
+
+    @property
     def delivery(self) -> int:
         """How often a worker was handed this invocation, this time included: more than 1 after one died with it."""
         return _get()[3].delivery

@@ -17,6 +17,7 @@ from attrs import frozen
 from taskq.broker.port import Admin, Broker, Committed, GroupDescription, PartitionBounds, Reader, TopicPartition
 from taskq.errors import BrokerError, TopicNotFound
 from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, LOG_BYTES, Sample
+from taskq.worker.deadoffice import RESOLVED
 from taskq.worker.gauges import dead_letters
 from taskq.worker.http import Health
 from taskq.worker.progress import Progress
@@ -124,7 +125,8 @@ class Exporter:
     def samples(self) -> Iterator[Sample]:
         """All there is to tell now. Raises BrokerError."""
         now = time.time()
-        for name in sorted({*self._admin.groups(), *self._groups}):
+        resolved = self._admin.describe_group(RESOLVED).committed
+        for name in sorted({*self._admin.groups(), *self._groups} - {RESOLVED}):
             group = describe_group(self._admin, name)
             topics = topics_of(group) | self._groups.get(name, frozenset())
             for part in partition_backlogs(self._admin, self._reader, group, topics):
@@ -133,7 +135,7 @@ class Exporter:
                 age = part.age_seconds(now)
                 if age is not None:
                     yield Sample(BACKLOG_AGE_SECONDS, labels, age)
-            yield Sample(DEAD_LETTERS, (name,), dead_letters(self._admin, name))
+            yield Sample(DEAD_LETTERS, (name,), dead_letters(self._admin, name, resolved))
         for topic in self._admin.topics():
             with suppress(TopicNotFound):  # deleted meanwhile
                 for number, size in enumerate(self._admin.describe_topic(topic).size_bytes):

@@ -14,6 +14,7 @@ from taskq.config import load_settings
 from taskq.exporter import Exporter
 from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, LOG_BYTES, Definition
 from taskq.topics import dead_topic
+from taskq.worker.deadoffice import purge_dead
 from taskq.worker.progress import Progress
 
 POSTS_0 = ("feed", "posts", "0")
@@ -91,6 +92,14 @@ def test_dead_letters_and_bytes_are_counted(broker: Broker):
     sizes = told(exporter, LOG_BYTES)
     assert sizes["posts", "0"] >= 500
     assert set(sizes) == {("posts", "0"), (dead_topic("feed"), "0")}
+
+
+def test_what_a_person_purged_is_no_dead_letter_and_no_groups_backlog(broker: Broker):
+    broker.producer().send_many(dead_topic("feed"), [Message(b"x")] * 5)
+    assert purge_dead(broker, "feed", ["0@1", "0@3"]) == 2
+    exporter = Exporter(broker, {"feed": ["posts"]})
+    assert told(exporter, DEAD_LETTERS) == {("feed",): 3}
+    assert told(exporter, BACKLOG) == {}
 
 
 def test_it_is_ready_while_the_broker_answers(broker: Broker):

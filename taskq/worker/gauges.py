@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from taskq.broker.port import Admin, Reader
+from taskq.broker.port import Admin, Committed, Reader, TopicPartition
 from taskq.errors import BrokerError, TopicNotFound
 from taskq.metrics import (
     BACKLOG,
@@ -24,6 +24,7 @@ from taskq.metrics import (
     Sample,
 )
 from taskq.topics import dead_topic
+from taskq.worker.deadoffice import RESOLVED, count_dead
 from taskq.worker.work import Item, Work
 
 _PEEK_BYTES = 64 * 1024
@@ -61,12 +62,21 @@ def samples(
     yield Sample(WORKER_INFO, (group, *info), 1)
 
 
-def dead_letters(admin: Admin, group: str) -> int:
-    """How many dead letters a group has kept."""
+def dead_letters(admin: Admin, group: str, resolved: Mapping[TopicPartition, Committed] | None = None) -> int:
+    """How many dead letters of a group nobody has retried or purged.
+
+    `resolved` is what the group RESOLVED has committed, for those who ask about many groups.
+    """
+    topic = dead_topic(group)
     try:
-        return sum(bounds.end - bounds.start for bounds in admin.describe_topic(dead_topic(group)).partitions)
+        partitions = admin.describe_topic(topic).partitions
     except TopicNotFound:
         return 0
+    if resolved is None:
+        resolved = admin.describe_group(RESOLVED).committed
+    return sum(
+        count_dead(bounds, resolved.get(TopicPartition(topic, number))) for number, bounds in enumerate(partitions)
+    )
 
 
 def _partition_samples(group: str, work: Work, is_held_up: bool, reader: Reader) -> Iterator[Sample]:

@@ -226,6 +226,18 @@ class Progress:
         self.high = position
 
 
+def count_finished(encoded: bytes) -> int:
+    """How many offsets above the committed one are finished, without building what they are. ValueError as `decode`."""
+    if not encoded:
+        return 0
+    kind, body = encoded[0], encoded[1:]
+    if kind == _RUNS:
+        return sum(read_varints(body)[1::2])
+    if kind == _BITS:
+        return int.from_bytes(body, "little").bit_count()
+    raise ValueError(f"progress of unknown kind {kind}")
+
+
 def _ranges(numbers: set[int]) -> Iterator[range]:
     """The numbers as ranges in order that don't touch."""
     if not numbers:

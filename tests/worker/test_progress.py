@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.worker.progress import ENCODED_BYTES_MAX, HOLES_MAX, OFFSET_MAX, Progress
+from taskq.worker.progress import ENCODED_BYTES_MAX, HOLES_MAX, OFFSET_MAX, Progress, count_finished
 
 START = 1000
 
@@ -226,3 +226,16 @@ def test_sixteen_runners_never_come_near_the_limit() -> None:
         assert progress.low == min(running)
         assert len(progress.encode()) < 200
         assert progress.fits(running=16, upto=following)
+
+
+@given(steps())
+def test_how_much_is_finished_can_be_counted_as_it_is_stored(steps: list[list[int]]) -> None:
+    progress = Progress(START)
+    for offsets in steps:
+        progress.finish(offsets)
+        assert count_finished(progress.encode()) == progress.finished_above
+
+
+def test_what_is_of_no_kind_can_not_be_counted() -> None:
+    with pytest.raises(ValueError, match="unknown kind 9"):
+        count_finished(b"\x09\x01")

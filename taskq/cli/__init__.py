@@ -20,6 +20,7 @@ COMMANDS = {
     "cancel": "Have invocations not run, or not run on.",
     "topics": "List, create, describe, alter and delete topics.",
     "groups": "List and describe groups.",
+    "dead": "List, show, retry and purge dead letters.",
     "log": "Verify a log and look inside its files.",
     "exporter": "Serve backlog metrics without a worker.",
 }

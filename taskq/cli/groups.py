@@ -23,11 +23,14 @@ def list_groups(broker: str | None, as_json: bool) -> None:
     """List the groups that have ever run, with their backlog."""
     from taskq.cli.brokers import opened
     from taskq.exporter import partition_backlogs, topics_of
+    from taskq.worker.deadoffice import RESOLVED
 
     with opened(broker) as found:
         admin, reader = found.admin(), found.reader()
         rows: list[dict[str, Any]] = []
         for name in admin.groups():
+            if name == RESOLVED:  # nobody works for it: `taskq dead` shows what it is about
+                continue
             group = admin.describe_group(name)
             topics = sorted(topics_of(group))
             backlog = sum(part.backlog for part in partition_backlogs(admin, reader, group, topics))

@@ -16,6 +16,15 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def show_json_array(values: Iterable[Any]) -> None:
+    """Print `values` as one JSON array, each as it comes: there may be many."""
+    before = "[\n"
+    for value in values:
+        click.echo(before + json.dumps(value), nl=False)
+        before = ",\n"
+    click.echo("[]" if before == "[\n" else "\n]")
+
+
 def show_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the `columns` of `rows`, with a line of headings. Numbers are aligned right, None is a dash."""
     rows = list(rows)

@@ -5,7 +5,6 @@ Nearly all records are for one task that has no wishes, and carry no headers: th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from taskq.broker.port import Record
@@ -81,7 +80,6 @@ class Intake:
                 return None
             return Ended(work, record, envelope.name, _unknown(envelope.name))
         trip = trip_of(record)
-        expires_ms = milliseconds(record.headers, EXPIRES)
         if trip.handler:
             jobs = tuple(job for job in jobs if job.task.name == trip.handler)
             if not jobs:
@@ -89,9 +87,7 @@ class Intake:
         name = jobs[0].task.name if len(jobs) == 1 else envelope.name
         if self.cancelled and identify(envelope, record, work.tp) in self.cancelled:
             return Ended(work, record, name, Failure("cancelled", "", "it was cancelled", outcome="cancelled"))
-        if expires_ms is not None and time.time() * 1000 >= expires_ms:
-            return Ended(work, record, name, Failure("expired", "", "it is too late to start it", outcome="expired"))
-        if expires_ms is not None:
+        if milliseconds(record.headers, EXPIRES) is not None:  # looked at when it starts
             jobs = tuple(job.careful for job in jobs)
         delivery = work.marks.get(record.offset, 1) + 1 if record.offset < work.suspects_end else 1
         allowed = min(job.task.declared.max_deliveries for job in jobs)

@@ -30,6 +30,9 @@ GROUP_CHARACTERS_MAX = 240
 TOPIC_CHARACTERS_MAX = 249
 """As in Kafka, so that any topic can move there: its file names add a few characters, and file systems stop at 255."""
 
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_FORMATS = ("text", "json")
+
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _PROJECT_FILE = "pyproject.toml"
@@ -90,6 +93,10 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
     """0: any free port."""
+    log_level: str = "info"
+    """Of what a worker logs: debug, info, warning, error or critical. At debug, a line for each invocation."""
+    log_format: str = "text"
+    """Or "json": one object a line, with the fields that programs look for."""
     directory_mode: str = "private"
     """Of an embedded broker's directory: "private" (0700, files 0600) or "group" (0770, files 0660)."""
 
@@ -347,6 +354,8 @@ _PARSERS: Mapping[str, Callable[[Any, Path], Any]] = {
     "drain_timeout_s": _number(0, 86_400, float),
     "metrics_host": _text,
     "metrics_port": _number(0, 65_535),
+    "log_level": _one_of(*LOG_LEVELS),
+    "log_format": _one_of(*LOG_FORMATS),
     "directory_mode": _one_of("private", "group"),
     "offset_reset": _one_of("earliest", "error"),
 }

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from taskq.config import did_you_mean
+from taskq.config import LOG_FORMATS, LOG_LEVELS, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[F], F]
@@ -41,5 +41,11 @@ broker = setting(
     help="Where the log is: a directory or file:///directory. Default: .taskq beside the nearest pyproject.toml.",
 )
 app = setting("-A", "--app", of="app", metavar="MODULE[:APP]", help="The module that defines the tasks.")
+log_level = setting(
+    "--log-level", of="log_level", type=click.Choice(LOG_LEVELS), help="Of what is logged; debug: every invocation."
+)
+log_format = setting(
+    "--log-format", of="log_format", type=click.Choice(LOG_FORMATS), help="Lines of text, or JSON objects."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 metrics_host = setting("--metrics-host", of="metrics_host", metavar="HOST", help="Address to serve metrics on.")

@@ -9,6 +9,7 @@ import click
 from attrs import asdict, frozen
 
 from taskq.cli import options
+from taskq.cli.logs import say
 
 if TYPE_CHECKING:
     from taskq.config import Settings
@@ -28,12 +29,14 @@ class WorkerArguments:
     metrics_host: str | None
     metrics_port: int | None
     metrics: bool
+    log_level: str | None
+    log_format: str | None
     child_fd: int | None
     child_number: int
 
     def overrides(self) -> dict[str, Any]:
         """What is stronger than any other setting."""
-        names = ("broker", "concurrency", "metrics_host", "metrics_port")
+        names = ("broker", "concurrency", "metrics_host", "metrics_port", "log_level", "log_format")
         return {name: getattr(self, name) for name in names}
 
 
@@ -58,6 +61,8 @@ class WorkerArguments:
     help="Port for /metrics, /healthz and /readyz; 0: any free one.",
 )  # fmt: skip
 @click.option("--no-metrics", "metrics", is_flag=True, flag_value=False, default=True, help="Serve no metrics.")
+@options.log_level
+@options.log_format
 @click.option("--child-fd", type=int, hidden=True, help="The link to the supervisor.")
 @click.option("--child-number", default=0, hidden=True, help="Which of the supervisor's workers this is.")
 @click.pass_context
@@ -70,11 +75,12 @@ def command(ctx: click.Context, /, **arguments: Any) -> None:
     from taskq.cli.logs import log_to_stderr
     from taskq.config import load_settings
 
-    log_to_stderr()
     raise_file_limit()
     given = WorkerArguments(**arguments)
+    said = load_settings(app=given.app, **given.overrides())
+    log_to_stderr(said.log_level, said.log_format)
     if given.child_fd is None and given.processes > 1:
-        ctx.exit(_supervise(given, load_settings(app=given.app, **given.overrides())))
+        ctx.exit(_supervise(given, said))
     ctx.exit(_work(given, load_settings(app=given.app)))
 
 
@@ -134,7 +140,7 @@ def _supervise(given: WorkerArguments, settings: Settings) -> int:
         drain_timeout_s=settings.drain_timeout_s,
     )
     if not given.metrics:
-        click.echo(f"taskq: supervising {given.processes} workers; metrics not served", err=True)
+        say(f"taskq: supervising {given.processes} workers; metrics not served")
         return supervisor.run()
     page = serve(
         settings.metrics_host,
@@ -143,7 +149,7 @@ def _supervise(given: WorkerArguments, settings: Settings) -> int:
         supervisor.health,
         supervisor.ready,
     )
-    click.echo(f"taskq: supervising {given.processes} workers; metrics {page.url}", err=True)
+    say(f"taskq: supervising {given.processes} workers; metrics {page.url}")
     try:
         return supervisor.run()
     finally:
@@ -170,4 +176,4 @@ def _introduce(worker: WorkerDescription, metrics: str) -> None:
         f"  concurrency  {worker.concurrency}, on {worker.backend}",
         f"  metrics      {metrics}",
     ]
-    click.echo("\n".join(lines), err=True)
+    say("\n".join(lines))

@@ -17,16 +17,21 @@ from taskq.context import Reject, current
 from taskq.decorators import AsyncTask, SyncTask, Task
 from taskq.errors import TaskqError
 from taskq.events import Event
+from taskq.middleware import Invocation, Middleware, Publication
 from taskq.results import Handle
 from taskq.retry import Retry
 
 task = default_app.task
 event = default_app.event
+lifespan = default_app.lifespan
 
 __all__ = [
     "AsyncTask",
     "Event",
     "Handle",
+    "Invocation",
+    "Middleware",
+    "Publication",
     "Reject",
     "Retry",
     "SyncTask",
@@ -36,5 +41,6 @@ __all__ = [
     "current",
     "default_app",
     "event",
+    "lifespan",
     "task",
 ]

@@ -8,8 +8,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Never, ParamSpec, Self, TypeVar, overload
+from types import MappingProxyType, SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Never, ParamSpec, Self, TypeVar, overload
 
 from attrs import frozen
 
@@ -18,12 +18,18 @@ from taskq.config import Settings, did_you_mean, load_settings, with_overrides
 from taskq.decorators import AsyncTask, Decorator, Priority, SyncTask, Task, default_name, make_task
 from taskq.errors import ConfigError
 from taskq.events import Event
+from taskq.lifespans import Lifespan, Lifespans
+from taskq.middleware import Middleware, check_middleware, wrap
 from taskq.options import MAX_DELIVERIES, Key, SerializerName, check_options
 from taskq.retry import Retry
 from taskq.topics import retry_topic
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound="Lifespan[TaskQ]")
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
 
 _log = logging.getLogger("taskq")
 
@@ -59,7 +65,12 @@ class TaskQ:
         self.name = name
         self.retry = retry
         """The policy of tasks without one of their own."""
+        self.state = SimpleNamespace()
+        """What lifespans leave here for tasks, such as pools of connections."""
         self.opened: Producer | None = None
+        self._lifespans: Lifespans[TaskQ] = Lifespans()
+        self._middleware: tuple[Middleware, ...] = ()
+        self._is_middleware_used = False
         self._overrides: dict[str, Any] = {"broker": broker}
         self._given_settings = settings
         self._settings: Settings | None = None
@@ -152,6 +163,50 @@ class TaskQ:
         if task.name in self._events:
             raise ConfigError(f"task {task.name!r}: an event has this name")
         self._tasks[task.name] = task
+
+    def lifespan(self, fn: F) -> F:
+        """Have what `fn` opens opened once in each worker process, before anything runs, and closed after the drain.
+
+            @app.lifespan
+            async def pool(app):
+                async with make_pool() as app.state.pool:
+                    yield
+
+        `fn` is an async generator function that yields once, or makes an async context manager. Several are opened in
+        the order in which they were registered and closed in reverse. They run on the worker's event loop and may
+        start tasks of their own there. `def` tasks run in threads, so what those use must be thread-safe. What `fn`
+        raises ends the worker with exit code 1. Raises ConfigError for what can't be one.
+        """
+        self._lifespans.add(fn)
+        return fn
+
+    @property
+    def has_lifespan(self) -> bool:
+        return bool(self._lifespans)
+
+    def open_lifespan(self) -> AbstractAsyncContextManager[None]:
+        """`async with app.open_lifespan():` has open what a worker has open: for tests of tasks that need it."""
+        return self._lifespans.open(self)
+
+    def add_middleware(self, *middleware: Middleware) -> None:
+        """Have these around all publishing and running. The first that was added is the outermost.
+
+        Raises ConfigError for what is no middleware, and once something was published or a worker made: those would go
+        on without.
+        """
+        added = tuple(map(check_middleware, middleware))
+        if self._is_middleware_used:
+            raise ConfigError(f"the app {self.name} has published or works: it can't be given middleware any more")
+        self._middleware += added
+
+    def use_middleware(self) -> tuple[Middleware, ...]:
+        """All of it, from the outermost on. From now on none may be added."""
+        self._is_middleware_used = True
+        return self._middleware
+
+    def wrapped(self, task: Task[Any, Any]) -> Callable[..., Any]:
+        """The task's function with the middleware around it, to be called where `current` tells of an invocation."""
+        return wrap(task, self.use_middleware())
 
     # -- looking up
 

@@ -25,7 +25,7 @@ from taskq.options import (
 )
 from taskq.results import Handle
 from taskq.retry import Retry
-from taskq.routes import Outlet, Route, async_tools, make_key
+from taskq.routes import Outlet, Route, async_tools, make_key, make_route
 from taskq.serializers import Decode, Serializer, make_serializer
 
 if TYPE_CHECKING:
@@ -47,6 +47,10 @@ class Registry(Outlet, Protocol):
 
     def add_task(self, task: Task[Any, Any]) -> None:
         """Raises ConfigError if another task or event has its name."""
+        ...
+
+    def wrapped(self, task: Task[Any, Any]) -> Callable[..., Any]:
+        """Its function with the app's middleware around it."""
         ...
 
 
@@ -227,7 +231,7 @@ class Task(Calls[P, R]):
         topic = priority_topic(options.topic or self.topic, priority)
         if options.expires is None and declared.expires is not None:
             options = replace(options, expires=Moment(after_ms=round(declared.expires * 1000)))
-        return Route(self.app, self.name, topic, self.serializer.encode, self._key, options)
+        return make_route(self.app, self.name, topic, self.serializer.encode, self._key, options)
 
 
 class SyncTask(Task[P, R]):

@@ -10,7 +10,7 @@ from taskq.decorators import AsyncTask, Decorator, Registry, SyncTask, Task, mak
 from taskq.errors import ConfigError
 from taskq.options import CallOptions, check_name, check_options
 from taskq.results import Handle
-from taskq.routes import Route, async_tools
+from taskq.routes import Route, async_tools, make_route
 from taskq.serializers import encode_event
 
 P = ParamSpec("P")
@@ -91,7 +91,7 @@ class Event:
         return Handle(await route.send_async((), fields), route.outlet)
 
     def _make_route(self) -> Route:
-        self._route = Route(self.app, self.name, self.topic, self._encode, None, CallOptions())
+        self._route = make_route(self.app, self.name, self.topic, self._encode, None, CallOptions())
         return self._route
 
     def _encode(self, args: tuple[Any, ...], fields: Mapping[str, Any], ident: Any, /) -> Any:

@@ -13,13 +13,16 @@ from operator import itemgetter
 from time import perf_counter
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from taskq.arguments import Parameters
 from taskq.broker.port import Headers, Message, Producer, WouldBlock
 from taskq.config import Settings, did_you_mean
-from taskq.errors import ArgumentsError, ConfigError
+from taskq.errors import ArgumentsError, ConfigError, TaskqError
 from taskq.ladder import delayed
-from taskq.message import Id
+from taskq.message import Id, encode_headers, format_id
 from taskq.metrics import metrics
+from taskq.middleware import Middleware, Publication, around, layers, said_headers
 from taskq.options import CallOptions, Moment, encode_key
 from taskq.serializers import Encode
 from taskq.trip import EXPIRES, with_header
@@ -49,6 +52,10 @@ class Outlet(Protocol):
 
     @property
     def settings(self) -> Settings: ...
+
+    def use_middleware(self) -> tuple[Middleware, ...]:
+        """What is around publishing. From now on none may be added."""
+        ...
 
 
 class Route:
@@ -144,6 +151,69 @@ class Route:
             self._observe(perf_counter() - started)
             self._published.value += len(messages)
         return idents
+
+
+class WrappedRoute(Route):
+    """The same with middleware around it. Async code publishes in a thread, since middleware is sync and may block."""
+
+    __slots__ = ("_layers", "_make", "_name")
+
+    def __init__(
+        self, outlet: Outlet, name: str, topic: str, encode: Encode, key: bytes | KeyOf | None, options: CallOptions
+    ) -> None:
+        super().__init__(outlet, name, topic, encode, key, options)
+        self._layers = layers(outlet.use_middleware(), "publish")
+        self._name = name
+
+        def make(headers: Headers) -> Route:
+            return Route(outlet, name, topic, encode, key, replace(options, headers=headers))
+
+        self._make = make
+
+    def send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
+        return self._publish(((args, kwargs),), lambda route: [Route.send(route, args, kwargs)])[0]
+
+    async def send_async(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
+        checkpoint, run_in_thread = async_tools()
+        await checkpoint()
+        ident: Id = await run_in_thread(self.send, args, kwargs)
+        return ident
+
+    def send_many(self, calls: Iterable[tuple[Any, ...]]) -> list[Id]:
+        collected = [_as_tuple(call) for call in calls]
+        if not collected:
+            return Route.send_many(self, ())
+        nothing: Mapping[str, Any] = {}
+        return self._publish(
+            tuple((args, nothing) for args in collected), lambda route: Route.send_many(route, collected)
+        )
+
+    def _publish(
+        self, calls: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...], send: Callable[[Route], list[Id]]
+    ) -> list[Id]:
+        """Have `send` called by the innermost middleware, with a route of the headers that came through."""
+        idents: list[Id] = []
+        said = Publication(self._name, self._topic, calls, said_headers(self._headers))
+
+        def publish(publication: Publication) -> tuple[str, ...]:
+            if (publication.name, publication.topic) != (said.name, said.topic) or publication.calls is not said.calls:
+                raise ConfigError(f"publishing {said.name}: middleware may change its headers and nothing else")
+            is_same = publication.headers is said.headers
+            idents[:] = send(self if is_same else self._make(encode_headers(publication.headers)))
+            return tuple(map(format_id, idents))
+
+        around(self._layers, publish)(said)
+        if not idents:
+            raise TaskqError(f"publishing {self._name}: a middleware neither published it nor raised why not")
+        return idents
+
+
+def make_route(
+    outlet: Outlet, name: str, topic: str, encode: Encode, key: bytes | KeyOf | None, options: CallOptions
+) -> Route:
+    """The way of one task's or event's calls, through the middleware if there is any around publishing."""
+    kind = WrappedRoute if layers(outlet.use_middleware(), "publish") else Route
+    return kind(outlet, name, topic, encode, key, options)
 
 
 def _now_ms() -> int:

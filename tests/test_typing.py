@@ -15,8 +15,10 @@ import taskq
 from tests.needs import missing
 
 TYPED = """
-from typing import assert_type
-from taskq import Handle, TaskQ, current, event, task
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, assert_type
+from taskq import Handle, Invocation, Middleware, Publication, TaskQ, current, event, lifespan, task
 
 @task
 def fan_out(author_id: int, post_id: int = 0) -> int:
@@ -32,6 +34,42 @@ def index(post_id: int) -> None: ...
 @TaskQ("x").task
 async def other(*, loud: bool) -> bytes:
     return b""
+
+@lifespan
+async def pool(app: TaskQ) -> AsyncIterator[None]:
+    app.state.pool = 1
+    yield
+
+@TaskQ("y").lifespan
+@asynccontextmanager
+async def other_pool(app: TaskQ) -> AsyncGenerator[int, None]:
+    yield 1
+
+class Traced(Middleware):
+    def publish(
+        self, publication: Publication, call_next: Callable[[Publication], tuple[str, ...]], /
+    ) -> tuple[str, ...]:
+        return call_next(publication.with_headers({"trace": "1"}))
+
+    def run(self, invocation: Invocation, call_next: Callable[[Invocation], Any], /) -> Any:
+        return call_next(invocation.with_arguments(1, b=2))
+
+    async def arun(self, invocation: Invocation, call_next: Callable[[Invocation], Awaitable[Any]], /) -> Any:
+        assert_type(invocation.attempt, int)
+        return await call_next(invocation)
+
+class OtherNames(Middleware):
+    def run(self, what: Invocation, then: Callable[[Invocation], Any]) -> Any:
+        return then(what)
+
+TaskQ("z").add_middleware(Traced(), OtherNames())
+
+async def opened(app: TaskQ) -> None:
+    async with app.open_lifespan():
+        pass
+
+def not_a_lifespan(app: TaskQ) -> int:
+    return 1
 
 async def right() -> None:
     assert_type(fan_out.delay(1, post_id=2), Handle[int])
@@ -65,6 +103,8 @@ WRONG = [
     'fan_out.apply_async((1, 2), countdown="60")',
     'event("e", key="k")',
     "fan_out.map([1, 2])",
+    "TaskQ('x').add_middleware(Traced)",
+    "TaskQ('x').lifespan(not_a_lifespan)",
 ]
 
 

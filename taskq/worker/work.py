@@ -47,7 +47,7 @@ class Job:
     def __init__(self, task: Task[Any, Any], group: str, metrics: Metrics) -> None:
         self.task = task
         self.group = group
-        self.call: Callable[..., Any] = task.fn
+        self.call = task.app.wrapped(task)
         self.decode = task.decode_args
         self.is_async = task.is_async
         self.is_ordered = task.declared.order != "none"

@@ -111,6 +111,9 @@ LOG_UNSYNCED_SECONDS = Definition(
     ("group",),
     "max",
 )
+LOOP_BLOCKED_SECONDS = Definition(
+    "taskq_loop_blocked_seconds", "gauge", "For how long the event loop has not answered.", ("group",), "max"
+)
 LOG_BYTES = Definition("taskq_log_bytes", "gauge", "Bytes stored.", ("topic", "partition"), "max")
 WORKER_INFO = Definition(
     "taskq_worker_info", "gauge", "Always 1; the labels say who works.", ("group", "version", "broker"), "max"

@@ -28,6 +28,7 @@ from taskq.metrics import DELAYED, Sample
 from taskq.topics import INTERNAL, dead_topic
 from taskq.trip import DUE, TO, header, milliseconds, with_header
 from taskq.worker.deadletters import dead_letter
+from taskq.worker.joining import join
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
 from taskq.worker.retries import describe
 
@@ -77,9 +78,9 @@ class _Move:
 class Mover:
     """See the module docstring. `run` is the thread; `stop` may be called from any other."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, joins_late: bool = False) -> None:
         self._producer: Producer = broker.producer()
-        self._consumer = broker.consumer(GROUP, TOPICS)
+        self._consumer = join(broker, GROUP, TOPICS, is_late=joins_late)
         self._reader = broker.reader()
         self._rungs: dict[TopicPartition, _Rung] = {}
         self._heap: list[tuple[int, int, _Rung, Record]] = []

@@ -114,7 +114,12 @@ class Settler:
     def _tell(self, ended: Ended) -> None:
         failure = ended.failure
         who = f"{ended.task or 'a record'}[{_ident(ended)}]"
-        extra = {"taskq_task": ended.task, "taskq_id": _ident(ended), "taskq_attempt": failure.trip.attempts}
+        extra = {
+            "taskq_task": ended.task,
+            "taskq_id": _ident(ended),
+            "taskq_attempt": failure.trip.attempts,
+            "taskq_outcome": failure.outcome,
+        }
         what = f"{failure.type}: {failure.message.partition(chr(10))[0]}"
         place = (ended.place.tp, ended.record.offset)
         if failure.outcome == "dead":

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 from attrs import frozen
 
 from taskq.app import TaskQ
@@ -26,14 +27,18 @@ from taskq.broker.port import Broker
 from taskq.context import identify
 from taskq.errors import ConfigError
 from taskq.message import format_id
-from taskq.metrics import Sample, Snapshot, metrics
+from taskq.metrics import LOOP_BLOCKED_SECONDS, Sample, Snapshot, metrics
 from taskq.worker.delays import Mover
 from taskq.worker.execution import Execution
-from taskq.worker.executors.async_ import AsyncCrew
+from taskq.worker.executors.async_ import AsyncCrew, loop_caller
 from taskq.worker.executors.threads import ThreadCrew
 from taskq.worker.gauges import samples
 from taskq.worker.http import Health
+from taskq.worker.joining import join
+from taskq.worker.life import Life
 from taskq.worker.poller import Poller
+from taskq.worker.telling import is_on, telling
+from taskq.worker.watch import LoopWatch
 from taskq.worker.work import Item, Job, Limits
 
 BACKENDS = ("asyncio", "trio")
@@ -104,7 +109,13 @@ class Worker:
         self._poller = Poller(
             self._broker,
             options.group,
-            self._broker.consumer(options.group, self._handlers.topics, offset_reset=settings.offset_reset),
+            join(
+                self._broker,
+                options.group,
+                self._handlers.topics,
+                offset_reset=settings.offset_reset,
+                is_late=app.has_lifespan,
+            ),
             by_name,
             app.knows,
             metrics,
@@ -114,14 +125,18 @@ class Worker:
         self._execution = Execution()
         self._threads = ThreadCrew(self._concurrency, self._poller.feed)
         self._async = AsyncCrew(self._concurrency, self._poller.feed)
+        self._life = Life(app)
+        self._watch = LoopWatch(self._async.running)
         self._assign_crews()
-        self._poller.on_tick.append(self._tell_overdue)
+        if is_on():
+            self._tell_outcomes()
+        self._poller.on_tick += [self._tell_overdue, self._watch.tick]
         self._reader = self._broker.reader()
         self._admin = self._broker.admin()
         self._stops = 0
         self._error: BaseException | None = None
         self._poller_is_done = threading.Event()
-        self._mover = Mover(self._broker)
+        self._mover = Mover(self._broker, joins_late=app.has_lifespan)
 
     def _assign_crews(self) -> None:
         """Say of each job who runs it, and how."""
@@ -131,6 +146,12 @@ class Worker:
             if job.task.declared.timeout is not None:
                 job.run = run
             job.careful = job if job.run is not None else job.variant(run)
+
+    def _tell_outcomes(self) -> None:
+        for job in self._jobs:
+            run = self._execution.run_async if job.is_async else self._execution.run_sync
+            for variant in {id(one): one for one in (job, job.careful, job.quarantined)}.values():
+                variant.run = telling(variant.run or run)
 
     def _tell_overdue(self, now: float) -> None:
         """Runs in threads can't be stopped: say so, and let others go on in their place."""
@@ -167,6 +188,17 @@ class Worker:
         return {"use_uvloop": find_spec("uvloop") is not None} if self._options.backend == "asyncio" else {}
 
     async def _main(self) -> int:
+        call_soon = loop_caller()
+        self._watch.start(call_soon)
+        try:
+            self._error = await self._life.around(self._work, call_soon) or self._error
+        finally:
+            if not self._poller_is_done.is_set():  # nothing has run; there is only to close what is open
+                self._poller.stop_now()
+                self._poll()
+        return 1 if self._error is not None or self._stops > 1 else 0
+
+    async def _work(self) -> None:
         has_async = any(task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
         has_sync = any(not task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
         async with anyio.create_task_group() as group:
@@ -175,17 +207,29 @@ class Worker:
             if has_sync:
                 self._threads.start()
             self._poller.start([crew for crew, has in ((self._async, has_async), (self._threads, has_sync)) if has])
+            group.start_soon(self._stop_if_cancelled)
             mover = threading.Thread(target=self._move, name="taskq-delays", daemon=True)
             mover.start()
-            await anyio.to_thread.run_sync(self._poll, limiter=anyio.CapacityLimiter(1))
-            self._mover.stop()
-            await anyio.to_thread.run_sync(mover.join)
-            self._threads.stop()
-            self._async.cancel()
+            try:
+                await anyio.to_thread.run_sync(self._poll, limiter=anyio.CapacityLimiter(1))
+            finally:
+                self._mover.stop()
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(mover.join)
+                self._threads.stop()
+                self._async.cancel()
             group.cancel_scope.cancel()
+        await anyio.lowlevel.checkpoint()  # raises if the lifespan has failed: that is the error to tell then
         if self._error is not None:
             _log.critical("the worker of group %s gives up: %s", self._options.group, self._error, exc_info=self._error)
-        return 1 if self._error is not None or self._stops > 1 else 0
+
+    async def _stop_if_cancelled(self) -> None:
+        """Waiting for the poller can't be cancelled: end it if the lifespan around the work fails."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if not self._poller_is_done.is_set():
+                self._poller.stop_now()
 
     async def _run_async(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Run the async crew, without which this worker is none: should it end before the poller, all ends."""
@@ -244,6 +288,7 @@ class Worker:
             self._poller.stop(self._drain_timeout_s)
         else:
             self._poller.stop_now()
+            self._life.stop_now()
 
     def drain(self) -> None:
         """`stop`, unless it was told to already. From any thread."""
@@ -275,13 +320,15 @@ class Worker:
         held_up = self._poller.is_held_up
         group, unsynced_s = self._options.group, self._broker.unsynced_s
         yield from samples(group, works, held_up, self._running, self._reader, self._admin, info, unsynced_s)
+        yield Sample(LOOP_BLOCKED_SECONDS, (group,), self._watch.silent_s())
         yield from self._mover.samples()
 
     def health(self) -> Health:
         """Whether the process does its work at all."""
         if self._poller_is_done.is_set():
             return Health((f"the poller has ended: {self._error or 'it was stopped'}",))
-        return Health()
+        complaint = self._watch.complaint()
+        return Health((complaint,) if complaint else ())
 
     def ready(self) -> Health:
         """Whether it has joined its group, reaches its broker and may take work."""

@@ -53,7 +53,7 @@ class AsyncCrew:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run until `cancel`."""
-        self._call_soon = _loop_caller()
+        self._call_soon = loop_caller()
         async with anyio.create_task_group() as group:
             self._scope = group.cancel_scope
             for _ in range(self._size):
@@ -188,7 +188,7 @@ class AsyncCrew:
                 task.uncancel()
 
 
-def _loop_caller() -> Callable[[Callable[[], None]], object]:
+def loop_caller() -> Callable[[Callable[[], None]], object]:
     """How another thread has something called on this event loop. anyio's own way makes that thread wait."""
     if "trio" in sys.modules:
         import trio

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 
 from taskq.broker.log import checkpoint
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
 from taskq.broker.log.durability import Syncer, SyncFailed
+from taskq.broker.log.exclusive import LockablePartition
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import (
@@ -41,10 +41,9 @@ from taskq.broker.log.head import (
 from taskq.broker.log.index import INDEX_INTERVAL_BYTES
 from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, unlock
 from taskq.broker.log.opening import clean_up, cut_tail, open_head
-from taskq.broker.log.reading import PartitionView
 from taskq.broker.log.segment import OPEN, ActiveSegment
 from taskq.broker.port import WouldBlock
-from taskq.errors import BrokerError, BrokerUnavailable, StorageError
+from taskq.errors import BrokerError, StorageError
 
 SEGMENT_BYTES_MAX = 1024 * 1024 * 1024  # Kafka's log.segment.bytes; positions must fit the index's int32
 
@@ -53,7 +52,7 @@ Admit = Callable[[], int | None]
 _log = logging.getLogger("taskq.log")
 
 
-class Partition(PartitionView):
+class Partition(LockablePartition):
     """A partition, opened. Thread-safe.
 
     `wake(bits)` is called, under the lock, when an append begins that somebody waits for; `recovered(end)`, under it
@@ -68,8 +67,6 @@ class Partition(PartitionView):
         "_checkpointed",
         "_failure",
         "_generation",
-        "_head_fd",
-        "_mutex",
         "_next_offset",
         "_position",
         "_publish",
@@ -94,13 +91,12 @@ class Partition(PartitionView):
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         altered: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._head_fd, head = open_head(files, directory, name, recovered)
-        super().__init__(files, directory, name, head)
+        head_fd, head = open_head(files, directory, name, recovered)
+        super().__init__(files, directory, name, head, head_fd)
         self._wake = wake
         self._altered = altered
         self._segment_bytes_max = segment_bytes_max
         self._pwrite = files.pwrite
-        self._mutex = threading.Lock()
         self._failure: StorageError | None = None
         self._generation = -1
         self._appended = 0
@@ -335,13 +331,7 @@ class Partition(PartitionView):
         checkpoint.write(self._files, self._directory, Checkpoint(state, times))
         self._checkpointed = (state.segment_base, state.position)
 
-    # -- waiting, keeping up, closing
-
-    def wait_for_append(self, mask: int) -> None:
-        """Ask for `wake(mask)` to be called at the next append, whoever makes it. Waits for one under way."""
-        if not self._head.is_waiting(mask):
-            with self.locked():
-                self._head.set_waiting(mask)
+    # -- keeping up, closing
 
     def roll(self) -> None:
         """Close the active segment and begin another, if there is anything in it."""
@@ -349,18 +339,6 @@ class Partition(PartitionView):
             self._refresh()
             if self._position:
                 self._roll(wait=True)
-
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Nobody appends inside this."""
-        with self._mutex:
-            if self._head_fd < 0:
-                raise self._closed()
-            lock(self._head_fd)
-            try:
-                yield
-            finally:
-                unlock(self._head_fd)
 
     def shut(self) -> bool:
         """Close the active segment's files until the next append, if nobody uses them and all is synced; or say False.
@@ -378,11 +356,6 @@ class Partition(PartitionView):
                 self._segment.close()
             self._segment, self._generation = None, -1
         return True
-
-    def _closed(self) -> BrokerError:
-        if self.is_deleted:
-            return self._gone()
-        return BrokerUnavailable(f"{self.name}: the broker has been closed by this process; open it again")
 
     def close(self) -> None:
         """Note how far the log is sound, if this process has appended to it, and let go of its files."""

@@ -203,7 +203,7 @@ class Partition(LockablePartition):
                 self._segment_bytes_max = self._altered() or self._segment_bytes_max
                 self._settings = settings
             if self._segment is None or state.segment_base != self._segment.base:
-                self._open_segment(state.segment_base)
+                self._use(ActiveSegment(self._files, self._directory, state.segment_base))
             if self._head.is_interrupted:
                 clean_up(self._files, self._directory, self.name, self._head, state)
         except OSError as error:
@@ -215,9 +215,8 @@ class Partition(LockablePartition):
         self._generation = self._words[GENERATION]
         self._syncer.begin(self._appended)
 
-    def _open_segment(self, base: int) -> None:
-        """Append to segment `base` from now on."""
-        segment = ActiveSegment(self._files, self._directory, base)
+    def _use(self, segment: ActiveSegment) -> None:
+        """Append to `segment` from now on. The head names it by now: else whoever comes next removes its files."""
         with self._syncer.mutex:  # nobody may be syncing what is closed here
             old, self._segment = self._segment, segment
         if old is not None:
@@ -228,6 +227,7 @@ class Partition(LockablePartition):
         """Begin a new segment at the next offset. The old one is synced first: recovery scans only the last.
 
         What ends it before the head names the new segment leaves `intent` ahead, so the next append removes the file.
+        Until then the old one stays ours.
         """
         if not wait:
             raise WouldBlock
@@ -236,21 +236,26 @@ class Partition(LockablePartition):
         self._sync_log(self._segment)
         if not self._words[NAMED]:  # or the next segment's name might outlive this one's
             self._syncer.sync_name()
-        self._head.begin()
         self._generation = -1
+        self._head.begin()
+        segment: ActiveSegment | None = None
         try:
             self._segment.index_time(self._head)
             self._segment.sync_indexes()
-            self._open_segment(base)
+            segment = ActiveSegment(self._files, self._directory, base)
             self._files.sync_directory(self._directory)
-        except OSError as error:
-            raise storage_error(self.name, self._directory, error) from error
-        self._position = 0
-        state = HeadState(base, 0, base, -1, 0, start)
-        self._steady = Steady.of(state)
-        self._words[SYNCED], self._words[NAMED] = base, 1
-        self._generation = self._publish(0, base, self._steady)
-        self._head.set_times(Times())
+            state = HeadState(base, 0, base, -1, 0, start)
+            self._words[SYNCED], self._words[NAMED] = base, 1
+            generation = self._publish(0, base, Steady.of(state))
+            self._head.set_times(Times())
+            self._use(segment)
+        except BaseException as error:  # also what a signal handler raises
+            if segment is not None and segment is not self._segment:
+                segment.close()
+            if isinstance(error, OSError):
+                raise storage_error(self.name, self._directory, error) from error
+            raise
+        self._position, self._steady, self._generation = 0, Steady.of(state), generation
         with suppress(OSError):  # recovery would scan a little more
             checkpoint.write(self._files, self._directory, Checkpoint(state, Times()))
             self._checkpointed = (base, 0)

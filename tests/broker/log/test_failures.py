@@ -65,6 +65,26 @@ def test_a_roll_that_fails_changes_nothing(open_partition: OpenPartition, fails:
     assert values(read_all(partition)) == [b"%d" % number for number in range(7)]
 
 
+@pytest.mark.parametrize("fails", ["open .index", "sync_directory"])
+def test_after_a_roll_that_failed_nothing_goes_into_a_file_that_another_process_has_removed(
+    open_partition: OpenPartition, fails: str
+) -> None:
+    files = Files()
+    ours, theirs = open_partition(files, segment_bytes_max=400), open_partition(segment_bytes_max=400)
+    for number in range(5):
+        ours.append(plain(b"%d" % number), 1, NOW_MS)
+    ours.sync()  # the name of the first segment, too: it is the new one's that fails
+    files.fails, files.code = fails, errno.EMFILE
+    with pytest.raises(BrokerUnavailable):
+        ours.append(plain(b"lost" * 20), 1, NOW_MS)
+    files.fails = ""
+    theirs.append(plain(b"5" * 80), 1, NOW_MS)  # which removes what was begun, and begins a segment of the same name
+    ours.append(plain(b"6"), 1, NOW_MS)
+    ours.sync()
+    ours.close()
+    assert values(read_all(theirs)) == [*(b"%d" % number for number in range(5)), b"5" * 80, b"6"]
+
+
 KILLED_IN_A_ROLL = """
 import os, sys
 from taskq.broker.log.files import RealFiles

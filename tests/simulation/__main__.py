@@ -57,7 +57,7 @@ def summarize(counts: Counts, failed: list[int], first: int, after: int, seconds
     print(f"  {counts.records_appended} records appended, {counts.records_checked} checked after cuts,")
     print(
         f"  {counts.records_lost} lost that nobody had been told were durable; {counts.commits} commits, "
-        f"{counts.segments_removed} segments removed"
+        f"{counts.segments_removed} segments removed, {counts.topics_deleted} topics deleted"
     )
     for fate, count in sorted(counts.fates.items()):
         print(f"  {count:9} {fate}")

@@ -24,4 +24,5 @@ class Counts:
     """Not acknowledged as durable, so allowed."""
     commits: int = 0
     segments_removed: int = 0
+    topics_deleted: int = 0
     fates: Counter[str] = field(factory=Counter)

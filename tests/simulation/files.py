@@ -207,7 +207,10 @@ class SimFiles:
         self._end(ending)
 
     def remove_tree(self, path: str) -> None:
-        above, name, node = self._disk.find(path)
+        try:
+            above, name, node = self._disk.find(path)
+        except FileNotFoundError:
+            return
         if not isinstance(node, Directory):
             return
         for below, inner in list(node.live.items()):

@@ -93,11 +93,20 @@ class Process:
         finally:
             cursor.close()
 
+    def release(self, topic: str | None = None) -> None:
+        """Give up leases: all, or those in a topic, and what was noted of these."""
+        for key in [key for key in self._leases if topic in (None, key[1].topic)]:
+            self._leases.pop(key).release()
+            self._committed.discard(key)
+
+    def forget(self, topic: str) -> None:
+        """It has been deleted."""
+        self.release(topic)
+        self.unsynced = {tp: offsets for tp, offsets in self.unsynced.items() if tp.topic != topic}
+
     def close(self) -> None:
         """End in order."""
-        for lease in self._leases.values():
-            lease.release()
-        self._leases.clear()
+        self.release()
         self.directory.close()
         self.files.die()
 

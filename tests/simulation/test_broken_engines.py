@@ -88,6 +88,10 @@ def a_topic_without_a_sync_of_the_directory(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DataDirectory, "_recovered", without_directory_syncs(DataDirectory._recovered))
 
 
+def a_deletion_without_a_sync_of_what_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Catalogue, "_forget_progress", without_directory_syncs(Catalogue._forget_progress))
+
+
 def a_new_log_without_a_sync_of_its_name(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Syncer, "sync_name", lambda self: None)
 
@@ -142,6 +146,7 @@ BROKEN: list[Breaks] = [
     a_sync_that_does_not_look_at_what_is_synced,
     a_sync_that_is_said_to_be_done_before_it_is,
     a_topic_without_a_sync_of_the_directory,
+    a_deletion_without_a_sync_of_what_is_forgotten,
     a_new_log_without_a_sync_of_its_name,
     commits_that_outlive_their_records,
     commits_that_are_never_synced,

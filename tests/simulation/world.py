@@ -21,6 +21,7 @@ from tests.simulation.files import Fate, Killed, PowerCut
 from tests.simulation.model import PartitionModel, Plain, Wrong
 from tests.simulation.process import Process
 from tests.simulation.reports import check_report, log_sizes
+from tests.simulation.topics import Topics
 
 PROCESSES_MAX = 3
 GROUPS = ("mail", "search")
@@ -41,10 +42,8 @@ class World:
         self.disk = Disk(self._new_base())
         self.processes: list[Process] = []
         self._named = 0
-        self.topics: dict[str, int] = {}
-        self._maybe: dict[str, int] = {}
-        """Topics whose creation did not return."""
-        self.partitions: dict[TopicPartition, PartitionModel] = {}
+        self.topics = Topics()
+        self.partitions = self.topics.partitions
         self._now_ms = FIRST_MS
         self._number = 0
         self._segment_bytes = self.rng.choice((400, 1500, 6000, 20_000, 1 << 20))
@@ -93,7 +92,8 @@ class World:
         claimed: dict[TopicPartition, int] = {}
         for process in self.processes:
             for tp, partition in process.opened().items():
-                claimed[tp] = partition._words[SYNCED]
+                if tp in self.partitions and not partition.is_deleted:
+                    claimed[tp] = partition._words[SYNCED]
         return claimed
 
     # -- steps
@@ -213,7 +213,7 @@ class World:
         """As the flusher does it."""
         self._say(f"{process.name} syncs")
         for tp, partition in process.opened().items():
-            if partition.needs_sync:
+            if partition.needs_sync and tp in self.partitions:  # else the topic's deleter died halfway
                 self._sync_one(process, tp)
 
     def _commit(self, process: Process) -> None:
@@ -238,18 +238,22 @@ class World:
         self.counts.commits += 1
 
     def _create_topic(self, process: Process) -> None:
-        if len(self.topics) == 2:
-            return
-        topic, count = f"topic{len(self.topics)}", self.rng.choice((1, 1, 2))
-        count = self._maybe.setdefault(topic, count)
-        self._say(f"{process.name} creates {topic} with {count} partitions")
-        process.directory.create(topic, count, exist_ok=topic in self._maybe)
-        self._created(topic)
+        topic = self.topics.free
+        if topic is not None:
+            count = self.rng.choice((1, 1, 2))
+            self._say(f"{process.name} creates {topic} with {count} partitions, if nobody had begun to")
+            self.topics.create(process, topic, count)
 
-    def _created(self, topic: str) -> None:
-        self.topics[topic] = self._maybe.pop(topic)
-        for number in range(self.topics[topic]):
-            self.partitions[TopicPartition(topic, number)] = PartitionModel()
+    def _delete_topic(self, process: Process) -> None:
+        tp = self._pick()
+        if tp is not None:
+            self._say(f"{process.name} deletes {tp.topic}")
+            self.topics.delete(process, tp.topic, self.processes)
+            self.counts.topics_deleted += 1
+
+    def _finish(self, process: Process) -> None:
+        self._say(f"{process.name} finishes what those left who created or deleted topics")
+        process.directory.catalogue.finish()
 
     def _close(self, process: Process) -> None:
         self._say(f"{process.name} closes")
@@ -307,7 +311,7 @@ class World:
             self.fate.cut_at = self.fate.calls + self.rng.randrange(1, 30) if is_to_be_cut else None
             try:
                 self._start()
-                self._check_topics(self.processes[-1])
+                self.topics.check(self.processes[-1])
                 for tp, model in self.partitions.items():
                     if tp in settled:
                         self._check_again(tp, model)
@@ -321,16 +325,6 @@ class World:
         self.fate.cut_at = None
         if self.rng.random() < 0.25:
             self._reboot()
-
-    def _check_topics(self, process: Process) -> None:
-        found = set(process.directory.topics())
-        for topic in sorted(found & self._maybe.keys()):
-            self._created(topic)
-        if found != self.topics.keys():
-            raise Wrong(f"there are the topics {sorted(found)}; {sorted(self.topics)} had been created")
-        for topic, count in self.topics.items():
-            if process.directory.count(topic) != count:
-                raise Wrong(f"{topic} has {process.directory.count(topic)} partitions, not {count}")
 
     def _settle(self, tp: TopicPartition, model: PartitionModel) -> None:
         process = self.processes[-1]
@@ -394,5 +388,7 @@ _STEPS: list[Callable[[World, Process], None]] = [
     World._fill,
     World._read,
     World._clean,
+    World._delete_topic,
+    World._finish,
 ]
-_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 4, 2, 5, 3]
+_STEP_WEIGHTS = [40, 14, 8, 12, 4, 4, 4, 4, 2, 5, 3, 2, 1]

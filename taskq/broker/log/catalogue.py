@@ -8,8 +8,8 @@ All of it happens under one lock, the directory's. Each step leaves a state that
   all heads are marked, under their append locks, so that nobody can append any more to a log that is still open
   somewhere: what is acknowledged after that is in the topic that is made anew. Then the progress of groups goes, then
   the directory gets a name that no topic can have, and heads are marked and progress removed once more, since there
-  may be some that was made meanwhile. A deletion that was cut short is finished by whoever creates the topic anew, or
-  by the cleaner. It needs no space on the disk.
+  may be some that was made meanwhile. Each of these is durable before the next. A deletion that was cut short is
+  finished by whoever creates the topic anew, or by the cleaner. It needs no space on the disk.
 
 Nothing else is ever removed: a directory with neither topic.json nor `deleted` may be a topic that lost a file, or
 somebody else's. It is left alone, and no topic can be created in its place.
@@ -153,7 +153,6 @@ class Catalogue:
             self._get(name)
             directory = names.topic(self._root, name)
             self._files.rename(names.topic_file(directory), names.deleted_file(directory))
-            self._files.sync_directory(directory)
             self._remove(name)
         _log.info("deleted topic %s", name)
 
@@ -183,6 +182,7 @@ class Catalogue:
     def _remove(self, name: str) -> None:
         """Remove a topic that `_is_half_deleted`."""
         final, unfinished = names.topic(self._root, name), names.unfinished_topic(self._root, name)
+        self._files.sync_directory(final)  # or a power cut would bring it back, without what is removed of it here
         self._change_heads(final, _mark_deleted)
         self._forget_progress(name)
         self._discard(name)
@@ -203,8 +203,12 @@ class Catalogue:
         self._files.remove_tree(unfinished)
 
     def _forget_progress(self, name: str) -> None:
+        """Durably, and so before a topic of this name is made anew: its records are not those that were finished."""
         for group in group_names(self._files, self._root):
             self._files.remove_tree(names.group_topic(self._root, group, name))
+            with suppress(FileNotFoundError):  # it has never held a lease
+                # Though nothing was there now: who removed it may have died before this.
+                self._files.sync_directory(names.group_topics(self._root, group))
 
     def _change_heads(self, directory: str, change: _Change) -> None:
         """Call `change` for every partition that anybody can have open."""

@@ -25,20 +25,20 @@ _FAR = 1 << 62
 def decode_all(raw: bytes, offset: int, records_max: int = _FAR) -> list[Record]:
     """All that can be decoded before the damage, if there is any, as a reader would."""
     records: list[Record] = []
-    position = 0
+    position, due = 0, min(offset, int.from_bytes(raw[:8], "big", signed=True))
     while True:
         try:
-            found, after, next_offset = decode_batches(raw, position, offset, _FAR, records_max, is_sought=not position)
+            found, after, next_offset = decode_batches(raw, position, offset, _FAR, records_max, due=due)
         except BadBatch:
             return records
         assert position <= after <= len(raw)
-        assert next_offset >= offset
+        assert next_offset >= offset or after == position
         assert all(offset <= record.offset < next_offset for record in found)
         assert all(one.offset < other.offset for one, other in pairwise(found))
         records += found
         if after == position:
             return records
-        position, offset = after, next_offset
+        position, offset, due = after, next_offset, next_offset
 
 
 @given(st.binary(max_size=300), st.integers(0, 10))
@@ -130,4 +130,4 @@ def test_a_base_offset_that_is_off_is_not_taken_for_the_middle_of_a_batch():
     shifted = raw[:second] + (3).to_bytes(8, "big") + raw[second + 8 :]
     assert decode_all(shifted, 0) == records[:4]
     with pytest.raises(BadBatch):
-        decode_batches(shifted[second:], 0, 4, _FAR, _FAR, is_sought=False)
+        decode_batches(shifted[second:], 0, 4, _FAR, _FAR)

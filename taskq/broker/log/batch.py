@@ -179,6 +179,12 @@ def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
     return header
 
 
+def check_due(header: BatchHeader, position: int, offset: int) -> None:
+    """Raises BadBatch unless the batch at `position` begins with `offset`, which is due there."""
+    if header.base_offset != offset:
+        raise BadBatch(position, f"a batch of offset {header.base_offset} where {offset} is due")
+
+
 def check_crc(buffer: bytes | memoryview, position: int, header: BatchHeader) -> None:
     """Raises BadBatch unless the batch at `position`, which must be all there, is what was written."""
     found = crc32c(memoryview(buffer)[position + CRC_START : position + header.size])
@@ -187,15 +193,16 @@ def check_crc(buffer: bytes | memoryview, position: int, header: BatchHeader) ->
 
 
 def decode_batches(
-    buffer: bytes, start: int, offset: int, limit: int, records_max: int, *, is_sought: bool = True
+    buffer: bytes, start: int, offset: int, limit: int, records_max: int, *, due: int | None = None
 ) -> tuple[list[Record], int, int]:
     """Decode whole batches from `buffer`, beginning at byte `start`, while they are below offset `limit`.
 
-    `offset` is where the caller stands: it must lie in the batch at `start`, and records below it are left out; unless
-    `is_sought`, that batch must begin with it, as every later one must begin where the one before ended: the CRC leaves
-    the base offset out, so nothing else would show that one is off. Stops at a batch that is not all there, or when
-    `records_max` records have come. Returns (records, byte after the last batch, offset after the last batch). Raises
-    BadBatch on damage, unless sound batches came before it: those are returned, and the next call raises.
+    `offset` is where the caller stands: it must lie in the batch at `start`, and records below it are left out. That
+    batch must begin with offset `due` (None: with `offset`), as every later one must begin where the one before ended:
+    the CRC leaves the base offset out, so nothing else would show that one is off. Stops at a batch that is not all
+    there, or when `records_max` records have come. Returns (records, byte after the last batch, offset after the last
+    batch). Raises BadBatch on damage, unless sound batches came before it: those are returned, and the next call
+    raises.
     """
     records: list[Record] = []
     position, end = start, len(buffer)
@@ -203,6 +210,9 @@ def decode_batches(
     unpack, crc_of, startswith, lone = _HEADER_USED.unpack_from, crc32c, buffer.startswith, _lone_openings
     new, record_type, add = tuple.__new__, Record, records.append
     next_offset = offset
+    if due is not None and due != offset:
+        _check_holds(buffer, start, offset)
+        next_offset = due
     while next_offset < limit and end - position >= HEADER_BYTES and len(records) < records_max:
         base, length, magic, crc, attributes, last_delta, base_ts, count = unpack(buffer, position)
         stop = position + length + LENGTH_FIELD_END
@@ -215,13 +225,10 @@ def decode_batches(
                 or last_delta < count - 1
                 or count < 1
                 or crc_of(view[position + CRC_START : stop]) != crc
-                or (
-                    base != next_offset
-                    and not (position == start and is_sought and 0 < next_offset - base <= last_delta)
-                )
+                or base != next_offset
                 or attributes & _UNUSUAL
             ):
-                _refuse(buffer, position, next_offset, position == start and is_sought)
+                _refuse(buffer, position, next_offset)
             elif (
                 count == 1
                 and (opening := lone.get(length) or _lone_opening(length))
@@ -232,7 +239,7 @@ def decode_batches(
                 value = buffer[position + HEADER_BYTES + len(opening) : stop - 1]
                 add(new(record_type, (base, base_ts, None, value, ())))
             else:
-                _decode_records(buffer, position + HEADER_BYTES, stop, base, base_ts, count, next_offset, records)
+                _decode_records(buffer, position + HEADER_BYTES, stop, base, base_ts, count, offset, records)
         except BadBatch:
             if records:
                 break
@@ -262,13 +269,19 @@ def _lone_opening(length: int) -> bytes:
     return b""
 
 
-def _refuse(buffer: bytes, position: int, next_offset: int, is_sought: bool) -> None:
+def _check_holds(buffer: bytes, position: int, offset: int) -> None:
+    """Raise BadBatch if the batch at `position` ends before `offset`, as far as its header is there."""
+    if len(buffer) - position >= HEADER_BYTES:
+        header = read_header(buffer, position)
+        if header.next_offset <= offset:
+            raise BadBatch(position, f"a batch that ends with offset {header.next_offset - 1} where {offset} is sought")
+
+
+def _refuse(buffer: bytes, position: int, next_offset: int) -> None:
     """Raise BadBatch with what is wrong with the batch at `position`; return if it is only to be passed over."""
     header = read_header(buffer, position)
     check_crc(buffer, position, header)
-    last = header.base_offset + header.last_offset_delta
-    if header.base_offset != next_offset and not (is_sought and header.base_offset < next_offset <= last):
-        raise BadBatch(position, f"offsets {header.base_offset} to {last} where {next_offset} is due")
+    check_due(header, position, next_offset)
     if header.attributes & _COMPRESSION_MASK:
         raise BadBatch(position, f"compression type {header.attributes & _COMPRESSION_MASK} is not supported here")
     if header.record_count and not header.attributes & _CONTROL_BIT:

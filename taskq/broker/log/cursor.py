@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taskq.broker.log import names
-from taskq.broker.log.batch import HEADER_BYTES, BadBatch, decode_batches, read_header
+from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, decode_batches, read_header
 from taskq.broker.log.damage import after_damage
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import Head
@@ -34,10 +34,10 @@ class Cursor:
 
     __slots__ = (
         "_directory",
+        "_due",
         "_fd",
         "_files",
         "_head",
-        "_is_sought",
         "_is_strict",
         "_position",
         "_segment_base",
@@ -53,12 +53,12 @@ class Cursor:
         self.skipped = 0
         """How many offsets were passed over because the log begins after them. Whoever counts them sets it back."""
         self._is_strict = is_strict
-        self._is_sought = True
-        """Whether nothing has been read since `_seek`: only then may `offset` lie inside of the next batch."""
         self._files = files
         self._directory = directory
         self._head = head
         self._fd = self._segment_base = self._position = self._sought = -1
+        self._due = offset
+        """With which offset the batch at `_position` must begin: below `offset` if that was sought, and lies in it."""
         self._want = _READ_BYTES_MIN
 
     def read(self, bytes_max: int, records_max: int = _RECORDS_MAX_DEFAULT) -> list[Record]:
@@ -78,16 +78,14 @@ class Cursor:
                 self._next_segment(len(buffer))
                 continue
             try:
-                records, consumed, next_offset = decode_batches(
-                    buffer, 0, self.offset, end, records_max, is_sought=self._is_sought
-                )
+                records, consumed, next_offset = decode_batches(buffer, 0, self.offset, end, records_max, due=self._due)
             except BadBatch as bad:
                 raise self._damaged(bad.position, bad.reason) from None
             if not consumed:
                 want = self._size_of_next(buffer)
                 continue
             self._position += consumed
-            self.offset, self._is_sought = next_offset, False
+            self.offset = self._due = next_offset
             if consumed * 2 > want:
                 self._want = want * 4
             elif consumed * 8 < want:
@@ -114,7 +112,6 @@ class Cursor:
 
     def _seek(self) -> None:
         """Open the segment that holds `offset`, and find the batch that does."""
-        self._is_sought = True
         for _ in range(_TRIES):
             try:
                 self._open_at_offset()
@@ -122,7 +119,9 @@ class Cursor:
                 continue
             try:
                 state = self._head.state()
-                self._position = locate(self._files, self._directory, self._fd, self._segment_base, self.offset, state)
+                self._position, self._due = locate(
+                    self._files, self._directory, self._fd, self._segment_base, self.offset, state
+                )
             except BadBatch as bad:
                 damaged = CorruptLog(names.log(self._directory, self._segment_base), bad.position, bad.reason)
                 self.close()  # to look again from the beginning, should it be read again
@@ -151,7 +150,8 @@ class Cursor:
     def _open(self, base: int) -> None:
         fd = self._files.open(names.log(self._directory, base), write=False)
         self.close()
-        self._fd, self._segment_base, self._position = fd, base, 0
+        self._fd, self._segment_base = fd, base
+        self._position, self._due = 0, base
 
     def _next_segment(self, leftover: int) -> None:
         """This segment is read to its end and the log goes on: in the segment that begins here."""
@@ -202,36 +202,49 @@ class SkippingCursor(Cursor):
             except CorruptLog:
                 self._pass_over_segment(state.next_offset, 0, reason)
                 return
-        is_last = self._segment_base == state.segment_base
-        limit = state.position if is_last else self._files.size(self._fd)
-        if not self._pass_over_batch(state.next_offset, limit, reason):
+        end: int | None = state.next_offset
+        limit = state.position
+        if self._segment_base != state.segment_base:
+            limit = self._files.size(self._fd)
+            later = [base for base in segment_bases(self._files, self._directory) if base > self._segment_base]
+            end = later[0] if later else None
+        if not self._pass_over_batch(end, limit, reason):
             self._pass_over_segment(state.next_offset, limit, reason)
 
-    def _pass_over_batch(self, end: int, limit: int, reason: str) -> bool:
-        """Go to the next batch of this segment that can be read; false if there is none."""
-        while self.offset < end:
+    def _pass_over_batch(self, end: int | None, limit: int, reason: str) -> bool:
+        """Go to the next batch of this segment that can be read; false if there is none.
+
+        The segment ends at byte `limit`, where the log goes on with offset `end`, if that is known.
+        """
+        while self._position < limit:
             header = sound_batch(self._files, self._fd, self._position, limit)
-            if header is None or header.base_offset > self.offset:
-                found = after_damage(self._files, self._fd, self._position, self._segment_base, limit, end)
+            if header is None or header.base_offset != self._due:
+                found = after_damage(self._files, self._fd, self._position, self._due, limit, end)
                 if found is None:
                     return False
-                if found[1].base_offset > self.offset:
-                    self._lose(found[0] - self._position, found[1].base_offset, reason)
-                    self._position = found[0]
+                position, following = found
+                is_lost = following.base_offset > self.offset
+                if is_lost:
+                    self._lose(position - self._position, following.base_offset, reason)
+                self._position, self._due = position, following.base_offset
+                if is_lost:
                     return True
-                self._position = found[0]
-            elif header.next_offset > self.offset:
-                raw = self._files.pread(self._fd, header.size, self._position)
-                try:
-                    if decode_batches(raw, 0, self.offset, end, _RECORDS_MAX_DEFAULT)[0]:
-                        return True
-                    self.offset = header.next_offset
-                except BadBatch as bad:
-                    self._lose(header.size, header.next_offset, bad.reason)
-                self._position += header.size
+            elif header.next_offset > self.offset and self._can_be_read(header):
+                return True
             else:
-                self._position += header.size
-        return True
+                self._position, self._due = self._position + header.size, header.next_offset
+        return False
+
+    def _can_be_read(self, header: BatchHeader) -> bool:
+        """Whether there are records for us in the sound batch at our position; else we stand after them."""
+        raw = self._files.pread(self._fd, header.size, self._position)
+        try:
+            if decode_batches(raw, 0, self.offset, header.next_offset, _RECORDS_MAX_DEFAULT, due=self._due)[0]:
+                return True
+            self.offset = header.next_offset
+        except BadBatch as bad:
+            self._lose(header.size, header.next_offset, bad.reason)
+        return False
 
     def _pass_over_segment(self, end: int, limit: int, reason: str) -> None:
         """Nothing more can be read here: go to the next segment that is there."""
@@ -253,4 +266,4 @@ class SkippingCursor(Cursor):
         path = names.log(self._directory, self._segment_base) if self._fd >= 0 else self._directory
         position = self._position if self._fd >= 0 else 0
         self._lost(Lost(path, position, size, self.offset, next_offset, reason))
-        self.offset, self._is_sought = next_offset, True
+        self.offset = next_offset

@@ -23,14 +23,14 @@ def after_damage(
     """The first batch from byte `position` up to `limit` that can be relied on and holds offsets from `offset` on.
 
     None if there is none. What is at `position` is not what is due there. `end` is the offset at which the log goes on
-    behind `limit`, if that is known.
+    behind `limit`, if that is known: a batch that ends there must end with that.
     """
 
     def is_due(header: BatchHeader) -> bool:
         return header.base_offset >= offset and (end is None or header.next_offset <= end)
 
     here = sound_batch(files, log_fd, position, limit)
-    if here is not None and is_due(here) and _goes_on(files, log_fd, position, here, limit):
+    if here is not None and is_due(here) and _goes_on(files, log_fd, position, here, limit, end):
         return position, here
     promised = _promised(files, log_fd, position, limit)
     if promised is not None and is_due(promised[1]):
@@ -38,7 +38,7 @@ def after_damage(
     found = next_sound_batch(files, log_fd, position + 1, offset)
     while found is not None:
         at, header = found
-        if at + header.size <= limit and is_due(header) and _goes_on(files, log_fd, at, header, limit):
+        if at + header.size <= limit and is_due(header) and _goes_on(files, log_fd, at, header, limit, end):
             return found
         found = next_sound_batch(files, log_fd, at + 1, offset)
     return None
@@ -58,11 +58,10 @@ def _promised(files: Files, log_fd: int, position: int, limit: int) -> tuple[int
     return position + header.size, there
 
 
-def _goes_on(files: Files, log_fd: int, position: int, header: BatchHeader, limit: int) -> bool:
-    end = position + header.size
-    if end == limit:
-        return True
-    after = sound_batch(files, log_fd, end, limit)
+def _goes_on(files: Files, log_fd: int, position: int, header: BatchHeader, limit: int, end: int | None) -> bool:
+    if position + header.size == limit:
+        return end in (None, header.next_offset)
+    after = sound_batch(files, log_fd, position + header.size, limit)
     return after is not None and after.base_offset == header.next_offset
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 
 from attrs import frozen
 
 from taskq.broker.log import names
 from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, decode_batches
 from taskq.broker.log.damage import walk
-from taskq.broker.log.files import Files, read_whole
-from taskq.broker.log.index import begins_below, floor_position
+from taskq.broker.log.files import Files, read_or_empty
+from taskq.broker.log.index import begin
 from taskq.broker.log.view import HeadKind, View, take
 from taskq.broker.port import Lost, Record
 from taskq.errors import ConfigError, CorruptLog
@@ -117,13 +116,8 @@ class Dump:
 
     def _start(self, fd: int, index_path: str, base: int) -> tuple[int, int]:
         """Where to begin, by the index: (byte, the offset due there)."""
-        position = 0
-        if self.offset > base:
-            with suppress(FileNotFoundError):
-                position = floor_position(read_whole(self.files, index_path), self.offset - base)
-        if not position or not begins_below(self.files, fd, position, self.offset):
-            return 0, base
-        return position, int.from_bytes(self.files.pread(fd, _BASE_OFFSET_BYTES, position), "big", signed=True)
+        index = read_or_empty(self.files, index_path) if self.offset > base else b""
+        return begin(self.files, fd, index, base, self.offset) or (0, base)
 
     def _damaged(self, lost: Lost) -> None:
         if self.lost is None:
@@ -136,7 +130,8 @@ class Dump:
         if self.records and header.size > HEADER_BYTES:
             raw = self.files.pread(fd, header.size, position)
             try:
-                records = decode_batches(raw, 0, max(header.base_offset, self.offset), header.next_offset, 1 << 30)[0]
+                first, after = header.base_offset, header.next_offset
+                records = decode_batches(raw, 0, max(first, self.offset), after, 1 << 30, due=first)[0]
             except BadBatch as bad:
                 self._damaged(Lost(path, position, header.size, header.base_offset, header.next_offset, bad.reason))
                 return

@@ -155,14 +155,13 @@ class Follower:
     def _place(self, bases: list[int], state: HeadState) -> None:
         """Find the batch at which to go on; if it is in the next segment, close this one."""
         try:
-            self._position = locate(self._files, self._directory, self._fd, self._base, self.offset, state)
+            self._position, due = locate(self._files, self._directory, self._fd, self._base, self.offset, state)
         except BadBatch as bad:
             self.close()
             raise CorruptLog(names.log(self._directory, self._base), bad.position, bad.reason) from None
-        raw = self._files.pread(self._fd, BASE_OFFSET.size, self._position)
         following = [base for base in bases if base > self._base]
-        if len(raw) == BASE_OFFSET.size:
-            self.offset = BASE_OFFSET.unpack(raw)[0]  # below it, if compaction has made one batch of several
+        if self._files.size(self._fd) > self._position:
+            self.offset = due  # below it, if compaction has made one batch of several
         elif following:  # what was between is gone
             self.offset = max(self.offset, following[0])
             self.close()

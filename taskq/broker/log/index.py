@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from struct import Struct
 
-from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, check_crc, read_header
+from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, check_due, read_header
 from taskq.broker.log.files import Files
 from taskq.broker.log.head import Times
+from taskq.broker.log.scan import sound_batch
 
 ENTRY = Struct(">ii")
 TIME_ENTRY = Struct(">qi")
@@ -80,18 +81,29 @@ def is_time_index_sound(index: bytes) -> bool:
     return True
 
 
-def floor_position(index: bytes, relative_offset: int) -> int:
-    """Position of the last indexed batch that ends before `relative_offset`; 0 if there is none."""
+def begin(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int) -> tuple[int, int] | None:
+    """From where on to look for `offset` in a segment, going by its index: (position, the offset that is due there).
+
+    That is the last indexed batch that ends before `offset`, or the segment's first. None if the index is wrong: no
+    sound batch is there that ends with the offset of the entry.
+    """
     low, high = 0, len(index) // ENTRY.size
-    position = 0
+    found = -1, 0
     while low < high:
         middle = (low + high) // 2
-        last, at = ENTRY.unpack_from(index, middle * ENTRY.size)
-        if last < relative_offset:
-            low, position = middle + 1, at
+        entry = ENTRY.unpack_from(index, middle * ENTRY.size)
+        if entry[0] < offset - base_offset:
+            low, found = middle + 1, entry
         else:
             high = middle
-    return max(0, position)
+    last, position = found
+    if position <= 0:
+        return 0, base_offset
+    header = sound_batch(files, log_fd, position, files.size(log_fd))
+    # By the entry: no checksum covers the base offset.
+    if header is None or header.next_offset != base_offset + last + 1:
+        return None
+    return position, header.base_offset
 
 
 def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int, limit: int) -> int:
@@ -100,44 +112,29 @@ def find(files: Files, log_fd: int, index: bytes, base_offset: int, offset: int,
     `limit` is the visible end of the log (an offset): nothing at or past it is looked at. Returns the position after
     the last batch if `offset` is past them. Raises BadBatch, its position counted from the segment's start, on damage.
     """
-    position = floor_position(index, offset - base_offset)
-    if position and not begins_below(files, log_fd, position, offset):
-        position = 0
-    return find_from(files, log_fd, position, offset, limit)
+    start = begin(files, log_fd, index, base_offset, offset) or (0, base_offset)
+    return find_from(files, log_fd, start, offset, limit)[0]
 
 
-def find_from(files: Files, log_fd: int, position: int, offset: int, limit: int) -> int:
-    """What `find` does, from the batch at `position` on, which must not lie past the one that is looked for."""
-    while True:
+def find_from(files: Files, log_fd: int, start: tuple[int, int], offset: int, limit: int) -> tuple[int, int]:
+    """What `find` does, from `start` on, which is (the position of a batch, the offset due there), as is the result.
+
+    Goes by the headers, unchecked but for this: each batch begins where the one before ends.
+    """
+    position, due = start
+    while due < limit:
         buffer = files.pread(log_fd, _SCAN_BYTES, position)
         at = 0
-        while len(buffer) - at >= HEADER_BYTES:
+        while due < limit and len(buffer) - at >= HEADER_BYTES:
             try:
                 header = read_header(buffer, at)
+                check_due(header, at, due)
             except BadBatch as bad:
                 raise BadBatch(position + bad.position, bad.reason) from None
-            if header.next_offset > offset or header.base_offset >= limit:
-                return position + at
-            at += header.size
-        if len(buffer) < HEADER_BYTES or at == 0:
-            return position + at
+            if header.next_offset > offset:
+                return position + at, due
+            at, due = at + header.size, header.next_offset
         position += at
-
-
-def begins_below(files: Files, log_fd: int, position: int, offset: int) -> bool:
-    """Whether a sound batch of an offset below `offset` begins at `position`, as an index claims."""
-    raw = files.pread(log_fd, _SCAN_BYTES, position)
-    if len(raw) < HEADER_BYTES:
-        return False
-    try:
-        header = read_header(raw, 0)
-        if header.base_offset >= offset:
-            return False
-        if header.size > len(raw):
-            raw = files.pread(log_fd, header.size, position)
-        if header.size > len(raw):
-            return False
-        check_crc(raw, 0, header)
-    except BadBatch:
-        return False
-    return True
+        if not at:
+            break
+    return position, due

@@ -17,7 +17,7 @@ from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, decode_b
 from taskq.broker.log.damage import walk
 from taskq.broker.log.files import Files, read_or_empty, write_whole
 from taskq.broker.log.head import Head, HeadState
-from taskq.broker.log.index import ENTRY, TIME_ENTRY, IndexBuilder, begins_below, find_from, floor_position
+from taskq.broker.log.index import ENTRY, TIME_ENTRY, IndexBuilder, begin, find_from
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.log.scan import scan
 from taskq.errors import CorruptLog
@@ -26,31 +26,37 @@ _TRIES = 100
 """How often to look again when segments vanish. Each time another one must have gone."""
 
 
-def locate(files: Files, directory: str, log_fd: int, base: int, offset: int, end: HeadState) -> int:
-    """Position of the batch of segment `base` that holds `offset`, or of the end of the segment if it lies behind that.
+def locate(files: Files, directory: str, log_fd: int, base: int, offset: int, end: HeadState) -> tuple[int, int]:
+    """The batch of segment `base` that holds `offset`: (its position, the offset it begins with).
 
-    Raises BadBatch, its position counted from the segment's start, on damage before it.
+    Of the end of the segment, if `offset` lies behind that: (position, the offset due there). Raises BadBatch, its
+    position counted from the segment's start, on damage before it.
     """
-    if offset <= base:
-        return 0
     is_closed = base < end.segment_base
-    index = read_or_empty(files, names.index(directory, base))
-    if is_closed and not _looks_sound(index, files.size(log_fd)):
-        index = bytes(rebuild(files, directory, base, log_fd).index)
-    position = floor_position(index, offset - base)
-    if position and not begins_below(files, log_fd, position, offset):
-        index = bytes(rebuild(files, directory, base, log_fd).index) if is_closed else b""
-        position = floor_position(index, offset - base)
+    start = 0, base
+    if offset > base:
+        start = _begin(files, directory, log_fd, base, offset, is_closed=is_closed)
     limit = files.size(log_fd) if is_closed else end.position
     try:
-        found = find_from(files, log_fd, position, offset, end.next_offset)
+        found = find_from(files, log_fd, start, offset, end.next_offset)
+        if found[0] <= limit:
+            return found
     except BadBatch:
-        found = limit + 1
-    if found <= limit:
-        return found
+        pass
     # Batches were counted by what their headers say, unchecked, and that has led astray.
-    walked = scan(files, log_fd, position, _due(files, log_fd, position, limit), lambda at, header: None, limit)
+    walked = scan(files, log_fd, *start, lambda at, header: None, limit)
     raise BadBatch(walked.position, walked.reason or "it is not where the batches before it end")
+
+
+def _begin(files: Files, directory: str, log_fd: int, base: int, offset: int, *, is_closed: bool) -> tuple[int, int]:
+    """`index.begin`, with an index that is made anew if it is not sound."""
+    index = read_or_empty(files, names.index(directory, base))
+    found = None
+    if not is_closed or _looks_sound(index, files.size(log_fd)):
+        found = begin(files, log_fd, index, base, offset)
+    if found is None and is_closed:
+        found = begin(files, log_fd, bytes(rebuild(files, directory, base, log_fd).index), base, offset)
+    return found or (0, base)
 
 
 def _looks_sound(index: bytes, size: int) -> bool:
@@ -132,7 +138,7 @@ def _search_segment(
 ) -> int | None:
     """The first offset of this segment whose record is not older than `timestamp_ms`; None if all are."""
     first = _floor(files, directory, log_fd, base, state, timestamp_ms)
-    position = locate(files, directory, log_fd, base, first, state)
+    position, due = locate(files, directory, log_fd, base, first, state)
     is_closed = base < state.segment_base
     limit = files.size(log_fd) if is_closed else state.position
     hit: list[tuple[int, BatchHeader]] = []
@@ -143,7 +149,6 @@ def _search_segment(
             raise _FoundError
 
     while position < limit:
-        due = _due(files, log_fd, position, limit)
         try:
             ended = scan(files, log_fd, position, due, each, limit)
         except _FoundError:
@@ -151,7 +156,7 @@ def _search_segment(
             found = _first_record(files, log_fd, at, header, max(first, state.start_offset), timestamp_ms)
             if found is not None:
                 return found
-            position = at + header.size
+            position, due = at + header.size, header.next_offset
             continue
         if ended.reason:
             raise BadBatch(ended.position, ended.reason)
@@ -161,14 +166,6 @@ def _search_segment(
 
 class _FoundError(Exception):
     """Ends a scan: there is a batch that may hold what is looked for."""
-
-
-def _due(files: Files, log_fd: int, position: int, limit: int) -> int:
-    """The base offset of the batch at `position`, which a scan then checks."""
-    raw = files.pread(log_fd, 8, position)
-    if len(raw) < 8 or position + 8 > limit:
-        raise BadBatch(position, "the last batch is not all there")
-    return int.from_bytes(raw, "big", signed=True)
 
 
 def _first_record(
@@ -219,7 +216,7 @@ def _is_true(
 ) -> bool:
     """Whether a batch that ends at offset `last` has this largest timestamp, as an entry claims."""
     try:
-        position = locate(files, directory, log_fd, base, last, state)
+        position, _ = locate(files, directory, log_fd, base, last, state)
         header = read_header(files.pread(log_fd, HEADER_BYTES, position).ljust(HEADER_BYTES, b"\0"), 0)
     except BadBatch:
         return False

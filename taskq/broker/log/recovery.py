@@ -27,7 +27,7 @@ from typing import Any
 from attrs import asdict, evolve, frozen
 
 from taskq.broker.log import checkpoint, names, replacement
-from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, encode_filler, read_header
+from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, check_due, encode_filler, read_header
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, encode_json, read_or_empty, read_whole, write_whole
 from taskq.broker.log.head import HeadState, Times
@@ -261,8 +261,7 @@ def _position_of(files: Files, directory: str, log_fd: int, state: HeadState, of
             buffer, at = files.pread(log_fd, _COPY_BYTES, position), 0
             while due < offset and len(buffer) - at >= HEADER_BYTES:
                 header = read_header(buffer, at)
-                if header.base_offset != due:
-                    raise BadBatch(at, f"a batch of offset {header.base_offset} where {due} is due")
+                check_due(header, at, due)
                 at, due = at + header.size, header.next_offset
             if not at:
                 raise BadBatch(at, "the log ends")

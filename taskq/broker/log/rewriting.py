@@ -15,6 +15,7 @@ from taskq.broker.log.batch import (
     BadBatch,
     BatchHeader,
     check_crc,
+    check_due,
     encode_batch,
     encode_filler,
     read_header,
@@ -192,10 +193,9 @@ def _checked(buffer: bytes, at: int, position: int, due: int) -> BatchHeader | N
         if at + header.size > len(buffer):
             return None
         check_crc(buffer, at, header)
+        check_due(header, at, due)
     except BadBatch as bad:
         raise BadBatch(position + at, bad.reason) from None
-    if header.base_offset != due:
-        raise BadBatch(position + at, f"a batch of offset {header.base_offset} where {due} is due")
     if header.attributes & COMPRESSED:
         raise BadBatch(position + at, "it is compressed, which can't be compacted here")
     return header

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from taskq.broker.log.batch import HEADER_BYTES, LENGTH_FIELD_END, MAGIC, BadBatch, BatchHeader, check_crc, read_header
+from taskq.broker.log.batch import (
+    HEADER_BYTES,
+    LENGTH_FIELD_END,
+    MAGIC,
+    BadBatch,
+    BatchHeader,
+    check_crc,
+    check_due,
+    read_header,
+)
 from taskq.broker.log.files import Files
 
 _SCAN_BYTES = 1024 * 1024
@@ -52,11 +61,9 @@ def scan(
                     needs = header.size
                     break
                 check_crc(buffer, at, header)
+                check_due(header, at, next_offset)
             except BadBatch as bad:
                 return Scanned(position + at, next_offset, bad.reason)
-            if header.base_offset != next_offset:
-                reason = f"a batch of offset {header.base_offset} where {next_offset} is due"
-                return Scanned(position + at, next_offset, reason)
             each(position + at, header)
             at += header.size
             next_offset = header.next_offset

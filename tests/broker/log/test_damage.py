@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.batch import BASE_OFFSET, crc32c, encode_filler, encode_many, encode_one
 from taskq.broker.log.partition import Partition
-from taskq.broker.port import Lost, Message, TopicPartition
+from taskq.broker.port import Lost, Message, Record, TopicPartition
 from taskq.errors import CorruptLog
 from tests.broker.log.conftest import NOW_MS, plain
 from tests.broker.log.segments import Batch, append_many, batches, fill, flip, logs, overwrite, read_past_damage
@@ -186,6 +187,60 @@ def test_a_damaged_header_of_a_batch_larger_than_what_is_read_at_once_is_reporte
             partition.cursor(0).read(1 << 20)
         assert caught.value.position == 0
     assert offsets(partition) == [1]
+    partition.close()
+
+
+def numbered(directory: Path, count: int) -> Partition:
+    """Batches of `count` records, whose values say their offsets; long enough for a few index entries."""
+    partition = open_in(str(directory), 8000)
+    for number in range(40):
+        texts = [b"%d" % offset for offset in range(number * count, (number + 1) * count)]
+        batch = encode_many([Message(text.ljust(300 // count)) for text in texts], NOW_MS + number)
+        partition.append(batch, count, NOW_MS + number)
+    return partition
+
+
+def read_strictly(partition: Partition, offset: int) -> list[Record]:
+    cursor, records = partition.cursor(offset), list[Record]()
+    with suppress(CorruptLog):
+        while found := cursor.read(2000):
+            records += found
+    cursor.close()
+    return records
+
+
+@pytest.mark.parametrize("bit", [1, 2, 8, 16, 64])
+@pytest.mark.parametrize("count", [1, 10])
+def test_a_batch_whose_base_offset_is_off_is_never_served_wherever_reading_begins(
+    tmp_path: Path, count: int, bit: int
+) -> None:
+    """No checksum covers it."""
+    partition = numbered(tmp_path, count)
+    for hit in batches(tmp_path)[::7]:
+        flip(hit.path, hit.position + 7, bit)
+        for offset in range(max(0, hit.first - 2 * count), min(partition.end(), hit.next_offset + count)):
+            sound = [one for one in range(offset, partition.end()) if not hit.first <= one < hit.next_offset]
+            past, lost = read_past_damage(partition, offset)
+            assert [record.offset for record in past] == sound
+            assert all(hit.first <= one.offset < (one.next_offset or 0) <= hit.next_offset for one in lost)
+            strictly = read_strictly(partition, offset)
+            assert [record.offset for record in strictly] == sound[: len(strictly)]
+            assert all(int(record.value or b"") == record.offset for record in [*past, *strictly])
+        flip(hit.path, hit.position + 7, bit)
+    partition.close()
+
+
+@pytest.mark.parametrize("bit", [1, 2, 8, 16, 64])
+def test_no_time_is_looked_up_in_a_batch_whose_base_offset_is_off(tmp_path: Path, bit: int) -> None:
+    partition = numbered(tmp_path, 10)
+    for number, hit in enumerate(batches(tmp_path)):
+        flip(hit.path, hit.position + 7, bit)
+        for path in tmp_path.glob("*index"):
+            if number % 2:
+                path.unlink()
+        with suppress(CorruptLog):
+            assert partition.offset_for(NOW_MS + number) == hit.first
+        flip(hit.path, hit.position + 7, bit)
     partition.close()
 
 

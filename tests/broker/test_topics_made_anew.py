@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from taskq.broker.cleaner import Cleaner
 from taskq.broker.consumer import EmbeddedConsumer
 from taskq.broker.embedded import EmbeddedBroker
-from taskq.broker.log import retention
+from taskq.broker.log import checkpoint, compaction, idempotence, retention
+from taskq.broker.log.batch import ProducerStamp, encode_many
 from taskq.broker.log.catalogue import Catalogue
 from taskq.broker.log.offsets import Lease
-from taskq.broker.port import Committed, PartitionBounds, TopicPartition
+from taskq.broker.port import Committed, Message, PartitionBounds, TopicPartition
 from tests.processes import wait_until
 
 TP = TopicPartition("feed", 0)
@@ -60,13 +63,90 @@ def test_retention_moves_no_start_but_of_the_log_it_looked_at(
     assert begun
     assert other.reader().bounds(TP) == PartitionBounds(0, 20)
     assert other.reader().read(TP, 0)[0].offset == 0
-    assert not begins_later_after_a_reboot(tmp_path)
+    assert bounds_after_a_reboot(tmp_path) == PartitionBounds(0, 20)
 
 
-def begins_later_after_a_reboot(root: Path) -> bool:
+def make_anew_before(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, other: EmbeddedBroker
+) -> list[bool]:
+    """Have the topic deleted, made anew and published to, just before `name` of `module` is called.
+
+    Returns what says so once it has happened.
+    """
+    real: Callable[..., object] = getattr(module, name)
+    made: list[bool] = []
+
+    def make_anew(*arguments: object) -> object:
+        if not made:
+            made.append(True)
+            other.admin().delete_topic("feed")
+            other.admin().create_topic("feed", 1)
+            publish(other, 20, b"new")
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, make_anew)
+    return made
+
+
+def bounds_after_a_reboot(root: Path) -> PartitionBounds:
     (root / "topics" / "feed" / "0" / "head").unlink()
     with closing(EmbeddedBroker(str(root))) as again:
-        return again.reader().bounds(TP).start > 0
+        return again.reader().bounds(TP)
+
+
+def test_no_checkpoint_is_written_for_another_topic(
+    other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(EmbeddedBroker(str(tmp_path), partitions_default=1)) as broker:
+        publish(broker, 50, b"old")
+        made = make_anew_before(monkeypatch, checkpoint, "write", other)
+    assert made, "closing writes one"
+    assert bounds_after_a_reboot(tmp_path) == PartitionBounds(0, 20)
+
+
+def test_retention_leaves_no_checkpoint_to_another_topic(
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.admin().create_topic("feed", 1, segment_bytes=1024, retention_bytes=0, unfinished="delete")
+    publish(broker, 100, b"x" * 100)
+    real = retention._begin_at
+
+    def begin_at(*arguments: Any) -> None:
+        made.append(make_anew_before(monkeypatch, checkpoint, "write", other))
+        real(*arguments)
+
+    made: list[list[bool]] = []
+    monkeypatch.setattr(retention, "_begin_at", begin_at)
+    Cleaner(broker._directory).clean()
+    assert made[0]
+    assert bounds_after_a_reboot(tmp_path) == PartitionBounds(0, 20)
+
+
+def test_no_snapshot_of_producers_is_left_to_another_topic(
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.producer().send_many("feed", [])
+    partition = broker._directory.partition(TP)
+    appender = idempotence.IdempotentAppender(broker._directory.files, partition)
+    for sequence in range(2):
+        appender.append(encode_many([Message(b"old")], 1, ProducerStamp(7, 0, sequence)))
+    partition.sync()
+    made = make_anew_before(monkeypatch, idempotence, "write_snapshot", other)
+    appender.close()
+    assert made, "closing writes one"
+    assert not list((tmp_path / "topics" / "feed" / "0").glob("*.snapshot"))
+
+
+def test_compaction_says_of_no_other_topic_how_far_it_has_come(
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.admin().create_topic("feed", 1, segment_bytes=1024, cleanup_policy="compact")
+    for number in range(100):
+        broker.producer().send("feed", b"x" * 100, b"%d" % (number % 3))
+    made = make_anew_before(monkeypatch, compaction, "_write_progress", other)
+    Cleaner(broker._directory).clean()
+    assert made
+    assert not (tmp_path / "topics" / "feed" / "0" / "compacted").exists()
 
 
 def member(broker: EmbeddedBroker) -> EmbeddedConsumer:

@@ -157,7 +157,7 @@ def compact(
         with suppress(OSError):
             replacement.remove_temporary(files, directory)
         if partition.is_deleted:
-            raise _deleted(partition) from None
+            raise TopicNotFound(f"{partition.name}: the topic has been deleted") from None
         raise storage_error(partition.name, directory, error) from error
 
 
@@ -176,7 +176,7 @@ def _compact(
     if not _pays(usable, progress, settings.min_cleanable_dirty_ratio, due_ms):
         return report
     try:
-        remember(files, directory, state, now_ms)
+        remember(files, partition, state, now_ms)
     except CorruptLog as error:
         return evolve(report, damage=str(error))
     work = _Pass({}, progress.cleaned, due_ms, pace)
@@ -196,7 +196,7 @@ def _compact(
     if stopped is not None:
         damage = f"{names.log(directory, stopped.segment.base)}: {stopped.what}"
         progress = evolve(progress, stopped=(stopped.segment.base, stopped.what.position), damage=damage)
-    _write_progress(files, directory, progress)
+    _write_progress(files, partition, progress)
     return CompactionReport(
         directory,
         progress.cleaned,
@@ -308,11 +308,9 @@ def _replace(
         return segments[0]
     replacement.write_indexes(files, directory, base, writer.index)
     bases = [segment.base for segment in segments]
-    replacement.announce(files, directory, bases, end)
+    replacement.announce(files, directory, bases, end, partition.undeleted())
     replacement.remove_indexes(files, directory, base)
-    with partition.locked():  # the topic can't be deleted now, and these names be another one's
-        if partition.is_deleted:
-            raise _deleted(partition)
+    with partition.undeleted():
         files.rename(replacement.temporary(names.log(directory, base)), names.log(directory, base))
     files.sync_directory(directory)
     for path in replacement.paths(directory, base)[1:]:
@@ -337,10 +335,6 @@ def _join(
     return [group[0] if len(group) == 1 else _replace(files, partition, group, None, pace) for group in groups]
 
 
-def _deleted(partition: Partition) -> TopicNotFound:
-    return TopicNotFound(f"{partition.name}: the topic has been deleted")
-
-
 # -- how far it has come
 
 
@@ -357,5 +351,6 @@ def _read_progress(files: Files, directory: str) -> _Progress:
     )
 
 
-def _write_progress(files: Files, directory: str, progress: _Progress) -> None:
-    write_whole(files, names.compacted(directory), encode_sealed(asdict(progress)))
+def _write_progress(files: Files, partition: Partition, progress: _Progress) -> None:
+    path = names.compacted(partition.directory)
+    write_whole(files, path, encode_sealed(asdict(progress)), partition.undeleted())

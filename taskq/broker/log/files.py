@@ -16,7 +16,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -174,6 +174,9 @@ def _boot_id() -> tuple[int, int]:
 
 # -- small files that are written whole
 
+UNGUARDED = nullcontext()
+"""For `write_whole`: nothing can speak against it."""
+
 
 def read_whole(files: Files, path: str) -> bytes:
     """All bytes of a file. Raises FileNotFoundError."""
@@ -207,11 +210,12 @@ def read_or_empty(files: Files, path: str) -> bytes:
         return b""
 
 
-def write_whole(files: Files, path: str, data: bytes) -> None:
+def write_whole(files: Files, path: str, data: bytes, guard: AbstractContextManager[object] = UNGUARDED) -> None:
     """Put `data` in the place of the file at `path`.
 
     Whoever reads it, or finds it after a power cut, has all of the old or all of the new. The name is durable once its
-    directory is synced, which is left to the caller.
+    directory is synced, which is left to the caller. `guard` is held while the file gets its name, and raises what
+    speaks against it: the file there stays then. What takes long is done before.
     """
     temporary = f"{path}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}"
     fd = files.open(temporary, create=True)
@@ -225,7 +229,13 @@ def write_whole(files: Files, path: str, data: bytes) -> None:
             files.unlink(temporary)
         raise
     files.close(fd)
-    files.rename(temporary, path)
+    try:
+        with guard:
+            files.rename(temporary, path)
+    except Exception:
+        with suppress(OSError):
+            files.unlink(temporary)
+        raise
 
 
 def encode_json(document: Mapping[str, Any] | list[Any]) -> bytes:

@@ -24,7 +24,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 from attrs import evolve
 
@@ -32,7 +32,7 @@ from taskq.broker.log import names
 from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, BatchHeader, read_header
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES
 from taskq.broker.log.failures import storage_error
-from taskq.broker.log.files import Files, encode_json, read_whole, write_whole
+from taskq.broker.log.files import UNGUARDED, Files, encode_json, read_whole, write_whole
 from taskq.broker.log.head import RECOVERIES, SYNCED, Head, HeadState
 from taskq.broker.log.locks import close_lockable, lock, open_lockable
 from taskq.broker.log.lookup import locate
@@ -41,7 +41,7 @@ from taskq.broker.log.producers import Producers
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.log.scan import scan
 from taskq.broker.port import WouldBlock
-from taskq.errors import CorruptLog, StorageError
+from taskq.errors import BrokerError, CorruptLog, StorageError
 
 _SNAPSHOTS_KEPT = 2
 
@@ -214,7 +214,7 @@ class IdempotentAppender:
                 wait=wait,
                 admit=lambda: self._admit(header),
             )
-            with suppress(OSError):  # it costs whoever opens the partition a longer look
+            with suppress(OSError, BrokerError):  # it costs whoever opens the partition a longer look
                 self._snapshot()
         except OSError as error:
             raise storage_error(self._partition.name, self._directory, error) from error
@@ -252,12 +252,12 @@ class IdempotentAppender:
         if self._pending is None and (base != self._segment_base or follower.passed_bytes >= CHECKPOINT_BYTES):
             self._pending, self._segment_base = follower.snapshot(self._now_ms()), base
         if self._pending is not None and self._pending[0] <= head.words[SYNCED]:
-            write_snapshot(self._files, self._directory, *self._pending)
+            write_snapshot(self._files, self._directory, *self._pending, self._partition.undeleted())
             self._pending = None
 
     def close(self) -> None:
         """Leave a snapshot, so that whoever comes next has little to look at."""
-        with self._mutex, suppress(OSError):
+        with self._mutex, suppress(OSError, BrokerError):
             follower, head = self._follower, self._partition.head
             if follower is not None and follower.passed_bytes and self._recoveries == head.words[RECOVERIES]:
                 self._pending = follower.snapshot(self._now_ms())
@@ -283,9 +283,18 @@ def snapshot_offsets(files: Files, directory: str) -> list[int]:
     return sorted(offset for offset in offsets if offset is not None)
 
 
-def write_snapshot(files: Files, directory: str, offset: int, snapshot: bytes) -> None:
-    """Keep a snapshot, and remove older ones but for the last: it stands in for a newest one that is damaged."""
-    write_whole(files, names.snapshot(directory, offset), snapshot)
+def write_snapshot(
+    files: Files,
+    directory: str,
+    offset: int,
+    snapshot: bytes,
+    guard: AbstractContextManager[object] = UNGUARDED,
+) -> None:
+    """Keep a snapshot, and remove older ones but for the last: it stands in for a newest one that is damaged.
+
+    See `files.write_whole`; without `guard`, hold the append lock of a partition that has not been deleted.
+    """
+    write_whole(files, names.snapshot(directory, offset), snapshot, guard)
     older = snapshot_offsets(files, directory)[:-_SNAPSHOTS_KEPT]
     if older:
         files.sync_directory(directory)  # or one power cut could take the new names and the old files
@@ -294,18 +303,19 @@ def write_snapshot(files: Files, directory: str, offset: int, snapshot: bytes) -
             files.unlink(names.snapshot(directory, old))
 
 
-def remember(files: Files, directory: str, state: HeadState, now_ms: int) -> None:
+def remember(files: Files, partition: Partition, state: HeadState, now_ms: int) -> None:
     """Put what producers have sent in closed segments into a durable snapshot. Call it before these are changed or
     removed.
 
-    Raises CorruptLog at damage, OSError.
+    Raises CorruptLog at damage, TopicNotFound, OSError.
     """
+    directory = partition.directory
     follower = Follower(files, directory)
     if not follower.load() or follower.offset >= state.segment_base:
         return  # nobody has sent anything, or it is known already
     try:
         follower.follow(evolve(state, position=0, next_offset=state.segment_base))
-        write_snapshot(files, directory, *follower.snapshot(now_ms))
+        write_snapshot(files, directory, *follower.snapshot(now_ms), partition.undeleted())
     finally:
         follower.close()
     files.sync_directory(directory)

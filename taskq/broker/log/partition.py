@@ -39,7 +39,7 @@ from taskq.broker.log.head import (
     Times,
 )
 from taskq.broker.log.index import INDEX_INTERVAL_BYTES
-from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock, lock, unlock
+from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock
 from taskq.broker.log.opening import clean_up, cut_tail, open_head
 from taskq.broker.log.segment import OPEN, ActiveSegment
 from taskq.broker.port import WouldBlock
@@ -323,17 +323,14 @@ class Partition(LockablePartition):
             _log.debug("%s: no checkpoint: %s", self.name, error)
 
     def _checkpoint(self, segment: ActiveSegment) -> None:
-        lock(self._head_fd)
-        try:
+        with self._flocked():
             state, times = self._head.state(), self._head.times()
-        finally:
-            unlock(self._head_fd)
         if state.segment_base != segment.base:
             return
         self._syncer.sync(lambda: segment, state.next_offset)  # its name too: a checkpoint without a log would be a gap
         with self._syncer.mutex:
             segment.sync_indexes()
-        checkpoint.write(self._files, self._directory, Checkpoint(state, times))
+        self._keep_checkpoint(Checkpoint(state, times))
         self._checkpointed = (state.segment_base, state.position)
 
     # -- keeping up, closing

@@ -18,7 +18,7 @@ A reader that has an old file open reads on in it. Who has read to its end and d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 from taskq.broker.log import names
 from taskq.broker.log.files import TEMPORARY, Files, read_whole, write_whole
@@ -39,11 +39,16 @@ def temporary(path: str) -> str:
     return path + _SUFFIX
 
 
-def announce(files: Files, directory: str, bases: Sequence[int], end: int) -> None:
-    """Say that one segment is going to stand for those of `bases`, which end before offset `end`."""
+def announce(
+    files: Files, directory: str, bases: Sequence[int], end: int, guard: AbstractContextManager[object]
+) -> None:
+    """Say that one segment is going to stand for those of `bases`, which end before offset `end`.
+
+    See `files.write_whole` for `guard`.
+    """
     if len(bases) > 1:
         document = {"base": bases[0], "end": end, "others": list(bases[1:])}
-        write_whole(files, names.merging(directory), encode_sealed(document))
+        write_whole(files, names.merging(directory), encode_sealed(document), guard)
         files.sync_directory(directory)
 
 

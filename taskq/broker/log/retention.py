@@ -84,7 +84,7 @@ def clean(files: Files, partition: Partition, settings: TopicSettings, now_ms: i
     going = removable(segments, rest, settings, now_ms, finished)
     if going:
         with suppress(CorruptLog):  # a producer whose batches can't be read is one that is not known
-            remember(files, directory, active, now_ms)
+            remember(files, partition, active, now_ms)
         _begin_at(files, partition, going[-1].end)
         _remove_below(files, partition, going[-1].end)
     return going
@@ -118,22 +118,15 @@ def _first_timestamp_ms(files: Files, path: str) -> int | None:
 def _begin_at(files: Files, partition: Partition, start: int) -> None:
     """Have the log begin at `start`, also after a power cut."""
     directory = partition.directory
-    with partition.locked():  # its own head: by now, that of this name may be of the topic that was made anew
-        _check_there(partition)
+    with partition.undeleted():
         state = partition.head.state()
         state = evolve(state, start_offset=max(state.start_offset, min(start, state.next_offset)))
         partition.head.republish(state)
-    while True:
-        known = checkpoint.read(files, directory)
-        if known is not None and known.state.start_offset >= start:
-            break
-        # One that is there is as true as ever, but for the start. Else: a segment is on stable storage before the next
-        # one is begun, so all before the active one is.
-        base = state.segment_base
-        empty = Checkpoint(HeadState(base, 0, base, -1, 0, start), Times())
-        found = known if known is not None and known.state.segment_base == base else empty
-        _check_there(partition)
-        checkpoint.write(files, directory, evolve(found, state=evolve(found.state, start_offset=start)))
+    # One that is there is as true as ever, but for the start. Else: a segment is on stable storage before the next one
+    # is begun, so all before the active one is.
+    base, known = state.segment_base, checkpoint.read(files, directory)
+    empty = Checkpoint(HeadState(base, 0, base, -1, 0, start), Times())
+    partition.keep_checkpoint(known if known is not None and known.state.segment_base == base else empty)
     files.sync_directory(directory)
 
 

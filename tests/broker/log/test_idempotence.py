@@ -115,7 +115,7 @@ def test_a_partition_without_idempotent_producers_has_no_snapshot(
     partition = open_partition(segment_bytes_max=300)
     for _ in range(20):
         partition.append(plain(b"x" * 30), 1, NOW_MS)
-    remember(FILES, str(tmp_path), partition.head.state(), NOW_MS)
+    remember(FILES, partition, partition.head.state(), NOW_MS)
     assert not snapshot_offsets(FILES, str(tmp_path))
 
 
@@ -261,7 +261,7 @@ def test_what_is_removed_is_remembered_before(open_partition: OpenPartition, tmp
     appends.append(sent(0, b"early"))
     for number in range(20):
         partition.append(plain(b"%d" % number * 20), 1, NOW_MS)
-    remember(FILES, str(tmp_path), partition.head.state(), NOW_MS)
+    remember(FILES, partition, partition.head.state(), NOW_MS)
     closed = sorted(tmp_path.glob("*.log"))[:-1]
     assert len(closed) > 2
     kept = {path: path.read_bytes() for path in closed}

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
 
-from taskq.broker.log import names
+from taskq.broker.log import checkpoint, names
 from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.recovery import segment_bases
@@ -181,7 +182,8 @@ def test_whatever_ends_it_the_log_begins_where_it_says(
         def opened(files: RealFiles, where: Path = where) -> Partition:
             return Partition(files, str(where), "feed/0", lambda bits: None, lambda end: (), 700)
 
-        partition, files = filled(lambda files, segment_bytes_max: opened(files or RealFiles())), Dying()
+        files = Dying()
+        partition = filled(lambda files, segment_bytes_max: opened(files), files)
         partition.sync()
         files.left = calls
         try:
@@ -190,6 +192,7 @@ def test_whatever_ends_it_the_log_begins_where_it_says(
             ended = True
         else:
             ended = False
+        files.left = 1 << 30
         with monkeypatch.context() as patched:
             if reboots:
                 patched.setattr(RealFiles, "boot_id", lambda self: (7, 7))
@@ -255,3 +258,28 @@ def test_a_new_start_does_not_hide_what_a_dead_writer_left(open_partition: OpenP
     partition.head.republish(partition.head.state())
     fill(partition, [NOW_MS])
     assert path.stat().st_size == 2 * size
+
+
+def test_a_checkpoint_that_was_begun_before_does_not_bring_the_old_start_back(
+    open_partition: OpenPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even after a power cut that took some of the removals back."""
+    partition, other = filled(open_partition), open_partition()
+    oldest = names.log(str(tmp_path), 0)
+    kept, write, begun = Path(oldest).read_bytes(), checkpoint.write, list[bool]()
+
+    def write_late(*arguments: Any) -> None:
+        if not begun:
+            begun.append(True)
+            clean(RealFiles(), other, DELETE, NOW_MS + 31_500, 0)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write", write_late)
+    partition.sync()
+    partition._write_checkpoint()
+    assert begun
+    start = other.bounds().start
+    assert start > 0
+    Path(oldest).write_bytes(kept)
+    monkeypatch.setattr(RealFiles, "boot_id", lambda self: (4, 4))
+    assert check_whole(open_partition(), 60) == start

@@ -13,7 +13,7 @@ from taskq.broker.log import names
 from taskq.broker.log.batch import HEADER_BYTES, BadBatch, BatchHeader, decode_batches, read_header
 from taskq.broker.log.damage import after_damage
 from taskq.broker.log.files import Files
-from taskq.broker.log.head import Head
+from taskq.broker.log.head import RECOVERIES, Head
 from taskq.broker.log.lookup import locate
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.log.scan import sound_batch
@@ -40,6 +40,7 @@ class Cursor:
         "_head",
         "_is_strict",
         "_position",
+        "_recoveries",
         "_segment_base",
         "_sought",
         "_want",
@@ -59,6 +60,8 @@ class Cursor:
         self._fd = self._segment_base = self._position = self._sought = -1
         self._due = offset
         """With which offset the batch at `_position` must begin: below `offset` if that was sought, and lies in it."""
+        self._recoveries: int = head.words[RECOVERIES]
+        """How often the log had been repaired when our place in it was looked up."""
         self._want = _READ_BYTES_MIN
 
     def read(self, bytes_max: int, records_max: int = _RECORDS_MAX_DEFAULT) -> list[Record]:
@@ -66,6 +69,16 @@ class Cursor:
 
         Raises CorruptLog at a damaged batch, and again at every further call: it is never passed over.
         """
+        while True:
+            try:
+                return self._read(bytes_max, records_max)
+            except CorruptLog:
+                if self._recoveries == self._head.words[RECOVERIES]:
+                    raise
+                # A repair has written the log anew, and where a batch began that was lost none may begin now.
+                self.close()  # to look it up again
+
+    def _read(self, bytes_max: int, records_max: int) -> list[Record]:
         end = self._head.next_offset()
         if self.offset >= end:
             return []
@@ -112,6 +125,7 @@ class Cursor:
 
     def _seek(self) -> None:
         """Open the segment that holds `offset`, and find the batch that does."""
+        self._recoveries = self._head.words[RECOVERIES]
         for _ in range(_TRIES):
             try:
                 self._open_at_offset()

@@ -156,6 +156,23 @@ def test_what_is_gone_after_a_failed_fsync_leaves_a_gap_and_no_offset_is_given_o
     assert [record.offset for record in read_all(reopened)] == [0, 1, 2, 3, 6]
 
 
+@pytest.mark.parametrize("read", [3, 4, 5, 6])
+def test_who_had_read_what_is_gone_after_a_failed_fsync_reads_on_after_it(
+    open_partition: OpenPartition, tmp_path: Path, read: int
+) -> None:
+    files = SyncFiles()
+    partition = open_partition(files)
+    ends = append_and_fail(partition, files, count=6, synced=3)
+    cursor = partition.cursor(0)
+    assert values([record for _ in range(read) for record in cursor.read(1, 1)]) == [b"%d" % n for n in range(read)]
+    (log,) = tmp_path.glob("*.log")
+    log.write_bytes(log.read_bytes()[: ends[3]] + bytes(ends[6] - ends[3]))
+    reopened = open_partition(files)
+    append(reopened, b"new")
+    assert values(cursor.read(1 << 20)) == [b"new"]
+    cursor.close()
+
+
 @pytest.mark.parametrize("harmed", ["a record", "a length"])
 def test_a_repair_touches_nothing_that_had_been_synced(
     open_partition: OpenPartition, tmp_path: Path, harmed: str

@@ -1,13 +1,13 @@
 """What a log must hold, said as slowly and plainly as can be: lists of what was appended, and how it was acknowledged.
 
 The log of a partition is what append after append has returned, batch by batch. After a power cut it may end earlier,
-between two batches, but never below what was acknowledged as durable; after a failed fsync what was appended since the
-last good one may be gone, but its offsets are not given out again. Nothing else may ever be different.
+between two batches, but never below what was acknowledged as durable; after a failed fsync any batch that was appended
+since the last good one may be gone, but its offsets are not given out again. Nothing else may ever be different.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from attrs import define, field
 
@@ -33,6 +33,9 @@ class Batch:
     @property
     def next_offset(self) -> int:
         return self.base + self.count
+
+    def without_records(self) -> Batch:
+        return Batch(self.base, self.count, [])
 
 
 def batch_of(base: int, plain: Sequence[Plain]) -> Batch:
@@ -118,7 +121,7 @@ class PartitionModel:
             raise Wrong(f"the log begins at {start}, not between {self.start_durable} and {self.start}")
         self.start = min(self.start, start)
         self.cleaned(start)
-        batches, rest = self._match(found)
+        batches, rest = self._match(found, self._may_be_lost)
         if rest:
             again = [batch for batch in self.in_flight if batch.records == list(rest)]
             if not again or len(batches) != len(self.batches):
@@ -127,14 +130,15 @@ class PartitionModel:
                 )
             batches.append(again[0])
         kept = batches[-1].next_offset if batches else start
-        while len(batches) < len(self.batches) and not self.batches[len(batches)].records and kept < end:
-            batches.append(self.batches[len(batches)])  # a batch without records leaves no trace but the end
-            kept = batches[-1].next_offset
+        while len(batches) < len(self.batches) and kept < end:  # without records they leave no trace but the end
+            lost = self.batches[len(batches)].without_records()
+            if self.batches[len(batches)].records and not self._may_be_lost(lost):
+                break
+            batches.append(lost)
+            kept = lost.next_offset
         if kept < self.synced:
             raise Wrong(f"offsets {kept} to {self.synced} are lost, though they had been acknowledged as durable")
-        if self.is_suspect and kept < end == had:  # it had been repaired just before
-            batches.append(Batch(kept, end - kept, []))
-        elif end != kept:
+        if end != kept:
             raise Wrong(f"the log ends at {end}, but what can be read of it ends at {kept}")
         self.batches, self.synced, self.is_suspect = batches, end, False
         self.in_flight.clear()
@@ -144,37 +148,45 @@ class PartitionModel:
         """Reopened after a failed fsync. Returns how many offsets have lost their records."""
         self.look(start)
         hidden = [batch for batch in self.batches if batch.base < self.start]
-        batches, rest = self._match(found)
-        batches = hidden + batches
+        batches, rest = self._match(found, self._may_be_lost)
         if rest:
-            raise Wrong(f"nobody appended {brief(rest)}")
-        had = self.end
-        if end != had:
-            raise Wrong(f"after the repair the log ends at {end}, not at {had}")
-        kept = batches[-1].next_offset if batches else start
-        while kept < had and not self.batches[len(batches)].records:
-            batches.append(self.batches[len(batches)])
-            kept = batches[-1].next_offset
-        if kept < self.synced:
-            raise Wrong(f"after the repair offsets {kept} to {self.synced} are lost, though they were durable")
-        if kept < had:
-            batches.append(Batch(kept, had - kept, []))
-        self.batches, self.synced, self.is_suspect = batches, had, False
+            raise Wrong(f"nobody appended {brief(rest)} there")
+        if end != self.end:
+            raise Wrong(f"after the repair the log ends at {end}, not at {self.end}")
+        for batch in self._visible[len(batches) :]:
+            if batch.records and not self._may_be_lost(batch):
+                raise Wrong(f"after the repair offset {batch.base} is lost, though {self.synced} were durable")
+            batches.append(batch.without_records())
+        lost = sum(batch.count for batch in self.batches if batch.records)
+        self.batches, self.synced, self.is_suspect = hidden + batches, end, False
         self.in_flight.clear()
-        return had - kept
+        return lost - sum(batch.count for batch in self.batches if batch.records)
 
-    def _match(self, found: Sequence[Record]) -> tuple[list[Batch], Sequence[Record]]:
-        """Those batches from the first on that `found` begins with, and what is left of it."""
-        at, kept = 0, 0
-        visible = self._visible
-        for batch in visible:
+    def _may_be_lost(self, batch: Batch) -> bool:
+        """Whether an fsync that failed may have cost us this one, which a repair then replaces."""
+        return self.is_suspect and batch.base >= self.synced
+
+    def _match(
+        self, found: Sequence[Record], may_be_lost: Callable[[Batch], bool] = lambda _: False
+    ) -> tuple[list[Batch], Sequence[Record]]:
+        """Those batches from the first on that `found` begins with, and what is left of it.
+
+        Those that may be lost, and are, are among them, without their records; but not at the end: there it can't be
+        seen.
+        """
+        at, matched = 0, list[Batch]()
+        for batch in self._visible:
             size = len(batch.records)
-            if list(found[at : at + size]) != batch.records:
+            if list(found[at : at + size]) == batch.records:
+                at += size
+                matched.append(batch)
+            elif may_be_lost(batch):
+                matched.append(batch.without_records())
+            else:
                 break
-            at, kept = at + size, kept + 1
-        while kept and at == len(found) and not visible[kept - 1].records:
-            kept -= 1
-        return visible[:kept], found[at:]
+        while matched and at == len(found) and not matched[-1].records:
+            matched.pop()
+        return matched, found[at:]
 
     # -- groups
 

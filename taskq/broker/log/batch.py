@@ -161,9 +161,13 @@ def encode_batch(header: BatchHeader, records: bytes) -> bytes:
     return BASE_OFFSET.pack(header.base_offset) + _sign(_AFTER_CRC.pack(*fields) + records)
 
 
-def encode_filler(count: int) -> bytes:
-    """A batch without records that takes up `count` offsets, without its base offset. Readers pass over it."""
-    return _sign(_AFTER_CRC.pack(0, count - 1, _NO_TIMESTAMP, _NO_TIMESTAMP, *NO_PRODUCER, 0))
+def encode_filler(count: int, size: int = HEADER_BYTES) -> bytes:
+    """A batch without records that takes up `count` offsets, without its base offset. Readers pass over it.
+
+    It takes up `size` bytes, with zeros where records would be.
+    """
+    padding = bytes(size - HEADER_BYTES)
+    return _sign(_AFTER_CRC.pack(0, count - 1, _NO_TIMESTAMP, _NO_TIMESTAMP, *NO_PRODUCER, 0) + padding)
 
 
 def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
@@ -173,8 +177,7 @@ def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
         raise BadBatch(position, f"magic is {header.magic}, not {MAGIC}")
     if header.length < HEADER_BYTES - LENGTH_FIELD_END:
         raise BadBatch(position, f"batch length {header.length} is shorter than its own header")
-    is_filler = not header.record_count and header.length == HEADER_BYTES - LENGTH_FIELD_END
-    if (header.record_count < 1 and not is_filler) or header.last_offset_delta < max(0, header.record_count - 1):
+    if header.record_count < 0 or header.last_offset_delta < max(0, header.record_count - 1):
         raise BadBatch(position, f"{header.record_count} records in {header.last_offset_delta + 1} offsets")
     return header
 

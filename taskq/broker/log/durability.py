@@ -5,7 +5,7 @@ the one before may have synced what it wants, since an fsync writes what anybody
 `synced` word says how far. So of many that come at once one syncs, and the next one syncs for all the others.
 
 An fsync that fails is never tried again: the system may have dropped what it could not write, and a second call would
-say that all is well. The partition refuses writes in every process until somebody opens it anew (recovery.repair).
+say that all is well. The partition refuses writes in every process until somebody opens it anew (repair.py).
 """
 
 from __future__ import annotations

@@ -293,6 +293,7 @@ def _reports(look: Look) -> Iterator[str]:
             if report["missing"]:
                 first, after = report["missing"]
                 parts.append(f"offsets {first} to {after - 1} were gone, though they had been synced")
+            parts += [f"{Lost(**one)}, which had not been synced" for one in report.get("lost", ())]
             parts += report["committed"]
             if len(parts) > 1:
                 yield "; ".join(parts)

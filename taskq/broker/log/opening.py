@@ -13,7 +13,8 @@ from taskq.broker.log.failures import is_out_of_files, storage_error
 from taskq.broker.log.files import Files, check_written
 from taskq.broker.log.head import HEAD_BYTES, NOTICE, RECOVERIES, SYNCED, Head, HeadState, Notice
 from taskq.broker.log.locks import close_lockable, lock, open_lockable, unlock
-from taskq.broker.log.recovery import keep_report, recover, remove_segment, repair, segment_bases
+from taskq.broker.log.recovery import keep_report, recover, remove_segment, segment_bases
+from taskq.broker.log.repair import repair
 from taskq.errors import BrokerUnavailable, TopicNotFound
 
 _log = logging.getLogger("taskq.log")

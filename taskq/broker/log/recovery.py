@@ -1,16 +1,15 @@
-"""Finding the true end of a partition's log when its head can't be trusted, and repairing one whose fsync failed.
+"""Finding the true end of a partition's log when its head can't be trusted.
 
-After a reboot (`recover`) only the last segment is scanned, since a segment is on stable storage before the next one is
-begun, and of it only what is past the checkpoint (checkpoint.py). Its batches are checked one by one; the first that
-is not whole, or not sound, ends the log, and what follows is cut. A torn tail is normal after a power cut and not worth
-more than a line in the report. If sound batches come after it, what is cut is kept in a file of its own, set aside.
+After a reboot only the last segment is scanned, since a segment is on stable storage before the next one is begun, and
+of it only what is past the checkpoint (checkpoint.py). Its batches are checked one by one; the first that is not whole,
+or not sound, ends the log, and what follows is cut. A torn tail is normal after a power cut and not worth more than a
+line in the report. If sound batches come after it, what is cut is kept in a file of its own, set aside.
 
 What was once synced is never thrown away, and offsets that were once synced are never given out again: damage in a
 closed segment stays where it is and is reported by whoever reads it; where a part of the log is gone that the
 checkpoint knows of, the log goes on at a new segment past it, so that the gap can be seen.
 
-After an fsync that failed (`repair`) the system may have dropped what it could not write, and says so but once. What
-was appended since the last good sync is therefore read, checked, written again and synced before anybody appends.
+What is done after an fsync that failed is in repair.py.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from typing import Any
 from attrs import asdict, evolve, frozen
 
 from taskq.broker.log import checkpoint, names, replacement
-from taskq.broker.log.batch import BASE_OFFSET, HEADER_BYTES, BadBatch, check_due, encode_filler, read_header
 from taskq.broker.log.checkpoint import Checkpoint
 from taskq.broker.log.files import Files, encode_json, read_or_empty, read_whole, write_whole
 from taskq.broker.log.head import HeadState, Times
 from taskq.broker.log.index import IndexBuilder, is_index_sound, is_time_index_sound
 from taskq.broker.log.scan import Scanned, next_sound_batch, scan
+from taskq.broker.port import Lost
 
-_COPY_BYTES = 1024 * 1024
+COPY_BYTES = 1024 * 1024
 _REPORTS_KEPT = 10
 
 _log = logging.getLogger("taskq.log")
@@ -56,12 +55,14 @@ class RecoveryReport:
     """Files with what was cut, if there were sound batches in it."""
     missing: tuple[int, int] | None = None
     """The offsets from the first up to the second had been on stable storage, and are gone."""
+    lost: tuple[Lost, ...] = ()
+    """What was there of records that had not been on stable storage when an fsync failed."""
     committed: tuple[str, ...] = ()
     """What groups had committed beyond the end, and was brought back to it."""
 
     @property
     def is_clean(self) -> bool:
-        return not (self.reason or self.set_aside or self.missing or self.committed)
+        return not (self.reason or self.set_aside or self.missing or self.lost or self.committed)
 
 
 def segment_bases(files: Files, directory: str) -> list[int]:
@@ -118,12 +119,12 @@ def _recover_last(files: Files, directory: str, bases: Sequence[int], known: Che
         files.sync(log_fd)
     finally:
         files.close(log_fd)
-    _write_indexes(files, directory, base, builder)
+    write_indexes(files, directory, base, builder)
     start = max(bases[0], known.state.start_offset if known else 0)
     return RecoveryReport(
         directory,
         "its head is missing or of another boot",
-        _state(base, scanned, builder, start),
+        end_state(base, scanned, builder, start),
         builder.times,
         scanned_bytes=size - position,
         cut_bytes=size - scanned.position,
@@ -132,7 +133,8 @@ def _recover_last(files: Files, directory: str, bases: Sequence[int], known: Che
     )
 
 
-def _state(base: int, scanned: Scanned, builder: IndexBuilder, start: int) -> HeadState:
+def end_state(base: int, scanned: Scanned, builder: IndexBuilder, start: int) -> HeadState:
+    """The head of a log that begins at offset `start`, and whose last segment was scanned to its end."""
     last, size = builder.last_position, len(builder.index)
     return HeadState(base, scanned.position, scanned.next_offset, last, size, start)
 
@@ -157,24 +159,26 @@ def _cut(files: Files, directory: str, log_fd: int, base: int, scanned: Scanned,
     if size > scanned.position:
         if next_sound_batch(files, log_fd, scanned.position, scanned.next_offset):
             aside = (names.aside(directory, base, scanned.position),)
-            _copy(files, log_fd, scanned.position, aside[0])
+            copy(files, log_fd, scanned.position, size, aside[0])
         files.truncate(log_fd, scanned.position)
     return aside
 
 
-def _copy(files: Files, log_fd: int, position: int, path: str) -> None:
+def copy(files: Files, log_fd: int, position: int, end: int, path: str) -> None:
+    """Set the bytes from `position` up to `end` aside, in the file at `path`."""
     fd = files.open(path, create=True)
     try:
-        written = 0
-        while chunk := files.pread(log_fd, _COPY_BYTES, position + written):
-            _write_all(files, fd, chunk, written)
-            written += len(chunk)
+        at = position
+        while chunk := files.pread(log_fd, min(COPY_BYTES, end - at), at):
+            write_all(files, fd, chunk, at - position)
+            at += len(chunk)
         files.sync(fd)
     finally:
         files.close(fd)
 
 
-def _write_all(files: Files, fd: int, data: bytes, position: int) -> None:
+def write_all(files: Files, fd: int, data: bytes, position: int) -> None:
+    """Write `data`, in as many calls as it takes. Raises OSError."""
     written = 0
     while written < len(data):
         count = files.pwrite(fd, data[written:], position + written)
@@ -183,7 +187,8 @@ def _write_all(files: Files, fd: int, data: bytes, position: int) -> None:
         written += count
 
 
-def _write_indexes(files: Files, directory: str, base: int, builder: IndexBuilder) -> None:
+def write_indexes(files: Files, directory: str, base: int, builder: IndexBuilder) -> None:
+    """Write the indexes of the last segment anew."""
     for path, data in (
         (names.index(directory, base), builder.index),
         (names.timeindex(directory, base), builder.time_index),
@@ -192,7 +197,7 @@ def _write_indexes(files: Files, directory: str, base: int, builder: IndexBuilde
         try:
             files.truncate(fd, 0)
             if data:
-                _write_all(files, fd, bytes(data), 0)
+                write_all(files, fd, bytes(data), 0)
         finally:
             files.close(fd)
 
@@ -210,71 +215,6 @@ def _begin_after_gap(
     return evolve(report or empty, state=state, times=Times(), missing=(first, base))
 
 
-def repair(files: Files, directory: str, state: HeadState, synced: int) -> RecoveryReport:
-    """Write again what was appended since the last good sync, and sync it. Call under the append lock.
-
-    What can no longer be read as it was written is replaced by a batch without records, which keeps its offsets from
-    being given out again. What had been synced is not touched, be it damaged or not. Raises OSError if it fails again.
-    """
-    base = state.segment_base
-    log_fd = files.open(names.log(directory, base))
-    try:
-        due = max(base, synced)
-        position = _position_of(files, directory, log_fd, state, due)
-        builder = IndexBuilder(base)
-        scan(files, log_fd, 0, base, builder.add, position)
-        scanned = scan(files, log_fd, position, due, builder.add, state.position)
-        at = position  # and not before: a power cut while it is written might tear what is durable
-        while at < scanned.position:
-            chunk = files.pread(log_fd, min(_COPY_BYTES, scanned.position - at), at)
-            _write_all(files, log_fd, chunk, at)
-            at += len(chunk)
-        missing, cut = None, state.position - scanned.position
-        if scanned.next_offset < state.next_offset:
-            missing = (scanned.next_offset, state.next_offset)
-            files.truncate(log_fd, scanned.position)
-            filler = BASE_OFFSET.pack(missing[0]) + encode_filler(missing[1] - missing[0])
-            _write_all(files, log_fd, filler, scanned.position)
-            scanned = Scanned(scanned.position + len(filler), missing[1], scanned.reason)
-        files.sync(log_fd)
-    finally:
-        files.close(log_fd)
-    _write_indexes(files, directory, base, builder)
-    files.sync_directory(directory)
-    return RecoveryReport(
-        directory,
-        "an fsync failed",
-        _state(base, scanned, builder, state.start_offset),
-        builder.times,
-        scanned_bytes=state.position - position,
-        cut_bytes=cut,
-        reason=scanned.reason,
-        missing=missing,
-    )
-
-
-def _position_of(files: Files, directory: str, log_fd: int, state: HeadState, offset: int) -> int:
-    """Where in the last segment `offset` is due, going by the headers before it. Raises OSError if they are damaged."""
-    position, due = 0, state.segment_base
-    try:
-        while due < offset:
-            buffer, at = files.pread(log_fd, _COPY_BYTES, position), 0
-            while due < offset and len(buffer) - at >= HEADER_BYTES:
-                header = read_header(buffer, at)
-                check_due(header, at, due)
-                at, due = at + header.size, header.next_offset
-            if not at:
-                raise BadBatch(at, "the log ends")
-            position += at
-        if due != offset or position > state.position:
-            raise BadBatch(0, f"a batch goes on over offset {offset}")
-    except BadBatch as bad:
-        byte = position + bad.position
-        why = f"it is damaged before offset {offset}, up to which it had been synced: byte {byte}, {bad.reason}"
-        raise OSError(errno.EIO, why, names.log(directory, state.segment_base)) from bad
-    return position
-
-
 def keep_report(files: Files, name: str, report: RecoveryReport) -> None:
     """Log what recovery found, and keep it in the partition's directory."""
     if report.cause == "new":
@@ -284,10 +224,11 @@ def keep_report(files: Files, name: str, report: RecoveryReport) -> None:
     parts = [f"recovered, since {report.cause}: offsets {state.start_offset} to {state.next_offset}"]
     if report.cut_bytes:
         parts.append(f"cut {report.cut_bytes} bytes ({report.reason})")
+    parts += [f"{one}, which had not been synced" for one in report.lost]
     if report.set_aside:
         parts.append(f"sound batches among them are in {', '.join(report.set_aside)}")
     if report.missing:
-        parts.append(f"offsets {report.missing[0]} to {report.missing[1]} are gone, though they had been synced")
+        parts.append(f"offsets {report.missing[0]} to {report.missing[1] - 1} are gone, though they had been synced")
     parts += report.committed
     say("%s: %s", name, "; ".join(parts))
     path = names.recovery_report(report.directory)

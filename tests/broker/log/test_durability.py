@@ -16,7 +16,6 @@ from taskq.broker.log.segment import ActiveSegment
 from taskq.config import Durability
 from taskq.errors import BrokerUnavailable, StorageError
 from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
-from tests.broker.log.test_partition import read_all, values
 from tests.processes import wait_until
 
 
@@ -44,21 +43,6 @@ class SyncFiles(RealFiles):
 
 def append(partition: Partition, value: bytes) -> int:
     return partition.append(plain(value), 1, NOW_MS)
-
-
-def append_and_fail(partition: Partition, files: SyncFiles, count: int, synced: int) -> list[int]:
-    """Append `count` numbers, sync after `synced` of them, and fail to at the end. Returns the sizes of the log."""
-    sizes = [0]
-    for number in range(count):
-        append(partition, b"%d" % number)
-        sizes.append(partition.size_bytes())
-        if number + 1 == synced:
-            partition.sync()
-    files.error = errno.EIO
-    with pytest.raises(StorageError):
-        partition.sync()
-    files.error = None
-    return sizes
 
 
 def test_what_another_process_synced_need_not_be_synced_again(open_partition: OpenPartition) -> None:
@@ -115,87 +99,6 @@ def test_a_failed_fsync_is_told_to_every_process(open_partition: OpenPartition) 
     with pytest.raises(StorageError):
         theirs.sync()
     assert files.syncs == 1, "never tried again"
-
-
-def test_reopening_writes_again_what_the_system_may_have_dropped(open_partition: OpenPartition, tmp_path: Path) -> None:
-    files = SyncFiles()
-    partition = open_partition(files)
-    append(partition, b"synced")
-    partition.sync()
-    synced = partition.size_bytes()
-    for number in range(5):
-        append(partition, b"%d" % number)
-    files.error = errno.EIO
-    with pytest.raises(StorageError):
-        partition.sync()
-    with pytest.raises(StorageError, match="failed"):
-        open_partition(files)  # which tries, and fails again
-    files.error = None
-    files.writes.clear()
-    reopened = open_partition(files)
-    assert (synced, partition.size_bytes() - synced) in files.writes
-    assert append(reopened, b"after") == 6
-    assert values(read_all(reopened)) == [b"synced", b"0", b"1", b"2", b"3", b"4", b"after"]
-    assert "an fsync failed" in (tmp_path / "recovery.json").read_text()
-    with pytest.raises(StorageError):
-        append(partition, b"who had the failure must reopen")
-
-
-def test_what_is_gone_after_a_failed_fsync_leaves_a_gap_and_no_offset_is_given_out_twice(
-    open_partition: OpenPartition, tmp_path: Path
-) -> None:
-    files = SyncFiles()
-    ends = append_and_fail(open_partition(files), files, count=6, synced=3)
-    (log,) = tmp_path.glob("*.log")
-    raw = bytearray(log.read_bytes())
-    raw[ends[4] : ends[5]] = bytes(ends[5] - ends[4])  # a page that was dropped, and read again from the disk
-    log.write_bytes(raw)
-    reopened = open_partition(files)
-    assert reopened.end() == 6
-    assert append(reopened, b"new") == 6
-    assert [record.offset for record in read_all(reopened)] == [0, 1, 2, 3, 6]
-
-
-@pytest.mark.parametrize("read", [3, 4, 5, 6])
-def test_who_had_read_what_is_gone_after_a_failed_fsync_reads_on_after_it(
-    open_partition: OpenPartition, tmp_path: Path, read: int
-) -> None:
-    files = SyncFiles()
-    partition = open_partition(files)
-    ends = append_and_fail(partition, files, count=6, synced=3)
-    cursor = partition.cursor(0)
-    assert values([record for _ in range(read) for record in cursor.read(1, 1)]) == [b"%d" % n for n in range(read)]
-    (log,) = tmp_path.glob("*.log")
-    log.write_bytes(log.read_bytes()[: ends[3]] + bytes(ends[6] - ends[3]))
-    reopened = open_partition(files)
-    append(reopened, b"new")
-    assert values(cursor.read(1 << 20)) == [b"new"]
-    cursor.close()
-
-
-@pytest.mark.parametrize("harmed", ["a record", "a length"])
-def test_a_repair_touches_nothing_that_had_been_synced(
-    open_partition: OpenPartition, tmp_path: Path, harmed: str
-) -> None:
-    files = SyncFiles()
-    ends = append_and_fail(open_partition(files), files, count=8, synced=6)
-    (log,) = tmp_path.glob("*.log")
-    sound = log.read_bytes()
-    raw = bytearray(sound)
-    raw[ends[2] + (66 if harmed == "a record" else 8)] ^= 1
-    log.write_bytes(raw)
-    if harmed == "a length":
-        with pytest.raises(StorageError, match="damaged before offset 6"):
-            open_partition(files)
-        assert log.read_bytes() == raw
-        log.write_bytes(sound)
-        open_partition(files)
-        return
-    reopened = open_partition(files)
-    assert log.read_bytes() == raw
-    assert append(reopened, b"new") == 8
-    assert values(read_all(reopened, 3)) == [b"3", b"4", b"5", b"6", b"7", b"new"]
-    log.write_bytes(sound + log.read_bytes()[len(sound) :])
 
 
 def test_a_dead_flusher_is_an_error_for_publishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

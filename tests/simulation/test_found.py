@@ -126,3 +126,20 @@ def test_a_topic_that_comes_back_since_its_deleter_died_has_its_progress_yet(tmp
                 found.add((after.read(FEED)[0].value, after.committed("mail", FEED)))
     assert found <= {(b"old", Committed(1))}
     second.die()
+
+
+def test_what_is_left_of_a_deleted_topic_is_never_taken_for_one_that_lost_its_file(tmp_path: Path) -> None:
+    disk, fate = open_disk(tmp_path)
+    first, second = (Process(name, "fsync", disk, fate, SEGMENT_BYTES) for name in ("first", "second"))
+    first.directory.create("feed", 1)
+    first.files.kill_in = 3  # just after the directory has got another name
+    with pytest.raises(Killed):
+        first.directory.catalogue.delete("feed")
+    first.die()
+    second.files.kill_in = 6
+    with pytest.raises(Killed):
+        second.directory.create("feed", 1)
+    for seed in range(60):
+        with cut(disk, tmp_path, seed) as after:
+            after.directory.create("feed", 1, exist_ok=True)
+    second.die()

@@ -187,7 +187,6 @@ class Catalogue:
         self._forget_progress(name)
         self._discard(name)
         self._files.rename(final, unfinished)
-        self._files.sync_directory(names.topics(self._root))
         self._discard(name)
 
     def _discard(self, name: str) -> None:
@@ -200,6 +199,8 @@ class Catalogue:
         self._change_heads(unfinished, _mark_deleted)
         if self.stamp(name) is None:  # a member that had not heard of the deletion may have taken a lease again
             self._forget_progress(name)
+        # Its name must last, or a power cut could bring the old one back, without the file that says that it may go.
+        self._files.sync_directory(names.topics(self._root))
         self._files.remove_tree(unfinished)
 
     def _forget_progress(self, name: str) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import Factory, evolve, field, frozen
 
 from taskq.errors import ConfigError
-from taskq.topics import INTERNAL, SETTING_NAMES, TopicConfig, parse_settings
+from taskq.topics import INTERNAL, SETTING_NAMES, TopicConfig, parse_settings, parse_size
 
 SECRET_BYTES_MIN = 16
 """Shorter keys can be guessed. RFC 2104 advises the length of the hash, which is 32."""
@@ -90,6 +90,10 @@ class Settings:
     """Invocations a worker process holds: those that run and those fetched ahead."""
     drain_timeout_s: float = 30.0
     """How long a worker that is told to stop waits for what runs."""
+    max_rss: int | None = None
+    """Bytes of memory at which `taskq worker` replaces a worker process with a new one."""
+    max_invocations: int | None = None
+    """How many invocations a worker process of `taskq worker` runs before a new one takes its place."""
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
     """0: any free port."""
@@ -322,6 +326,16 @@ def _text(value: Any, folder: Path) -> str:
     return value.strip()
 
 
+def _size(least: int) -> Callable[[Any, Path], int]:
+    def parse(value: Any, folder: Path) -> int:
+        size = parse_size("the size", value)
+        if size < least:
+            raise ConfigError(f"{value!r} is less than {least >> 20}MiB")
+        return size
+
+    return parse
+
+
 def _durability(value: Any, folder: Path) -> str:
     text = _text(value, folder)
     Durability.parse(text)
@@ -352,6 +366,8 @@ _PARSERS: Mapping[str, Callable[[Any, Path], Any]] = {
     "concurrency": _number(1, 10_000),
     "in_flight_max": _number(1, 1_000_000),
     "drain_timeout_s": _number(0, 86_400, float),
+    "max_rss": _size(1 << 20),
+    "max_invocations": _number(1, 1 << 62),
     "metrics_host": _text,
     "metrics_port": _number(0, 65_535),
     "log_level": _one_of(*LOG_LEVELS),

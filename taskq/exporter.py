@@ -16,8 +16,11 @@ from attrs import frozen
 
 from taskq.broker.port import Admin, Broker, Committed, GroupDescription, PartitionBounds, Reader, TopicPartition
 from taskq.errors import BrokerError, TopicNotFound
-from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, LOG_BYTES, Sample
+from taskq.ladder import TOPICS
+from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, DELAYED, LOG_BYTES, Sample
+from taskq.topics import INTERNAL
 from taskq.worker.deadoffice import RESOLVED
+from taskq.worker.delays import GROUP as MOVERS
 from taskq.worker.gauges import dead_letters
 from taskq.worker.http import Health
 from taskq.worker.progress import Progress
@@ -53,6 +56,11 @@ def describe_group(admin: Admin, group: str) -> GroupDescription:
     if group in admin.groups():
         return admin.describe_group(group)
     return GroupDescription(group, {}, {}, {})
+
+
+def is_internal(name: str) -> bool:
+    """Whether a group or a topic is taskq's own: people see them when they ask for all."""
+    return name.startswith(INTERNAL)
 
 
 def topics_of(group: GroupDescription) -> set[str]:
@@ -111,22 +119,43 @@ def _timestamp_ms(reader: Reader, tp: TopicPartition, offset: int) -> int | None
     return records[0].timestamp_ms if records else None
 
 
+def delayed(admin: Admin) -> dict[str, int]:
+    """How many invocations wait on each rung of the ladder that there is."""
+    committed = describe_group(admin, MOVERS).committed
+    waiting: dict[str, int] = {}
+    for topic in TOPICS:
+        with suppress(TopicNotFound):
+            for number, bounds in enumerate(admin.describe_topic(topic).partitions):
+                tp = TopicPartition(topic, number)
+                progress = _progress(MOVERS, tp, committed.get(tp, Committed(bounds.start)))
+                left = bounds.end - progress.low - progress.finished_above
+                waiting[topic] = waiting.get(topic, 0) + max(0, left)
+    return waiting
+
+
 class Exporter:
     """A source of metrics about a whole broker: `metrics.add_source(exporter.samples)`. Thread-safe.
 
-    `groups` maps further groups to their topics: those of an app, which count even before they have ever run.
+    `groups` maps further groups to their topics: those of an app, which count even before they have ever run. taskq's
+    own groups are left out unless `internal`: what waits for them is no backlog, and is shown as what is delayed.
     """
 
-    def __init__(self, broker: Broker, groups: Mapping[str, Iterable[str]]) -> None:
+    def __init__(self, broker: Broker, groups: Mapping[str, Iterable[str]], *, internal: bool = False) -> None:
         self._admin = broker.admin()
         self._reader = broker.reader()
         self._groups = {group: frozenset(topics) for group, topics in groups.items()}
+        self._internal = internal
 
     def samples(self) -> Iterator[Sample]:
         """All there is to tell now. Raises BrokerError."""
         now = time.time()
         resolved = self._admin.describe_group(RESOLVED).committed
         for name in sorted({*self._admin.groups(), *self._groups} - {RESOLVED}):
+            dead = dead_letters(self._admin, name, resolved)
+            if is_internal(name) and not self._internal:
+                if dead:  # somebody must hear of those all the same
+                    yield Sample(DEAD_LETTERS, (name,), dead)
+                continue
             group = describe_group(self._admin, name)
             topics = topics_of(group) | self._groups.get(name, frozenset())
             for part in partition_backlogs(self._admin, self._reader, group, topics):
@@ -135,7 +164,9 @@ class Exporter:
                 age = part.age_seconds(now)
                 if age is not None:
                     yield Sample(BACKLOG_AGE_SECONDS, labels, age)
-            yield Sample(DEAD_LETTERS, (name,), dead_letters(self._admin, name, resolved))
+            yield Sample(DEAD_LETTERS, (name,), dead)
+        for topic, count in delayed(self._admin).items():
+            yield Sample(DELAYED, (topic,), count)
         for topic in self._admin.topics():
             with suppress(TopicNotFound):  # deleted meanwhile
                 for number, size in enumerate(self._admin.describe_topic(topic).size_bytes):

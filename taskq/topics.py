@@ -151,8 +151,18 @@ def _parse(name: str, value: Any) -> int | str:
         return value
     if value == "-1":
         return -1
+    return _amount(name, value, _UNITS_MS if name.endswith("_ms") else _UNITS_BYTES)
+
+
+def parse_size(name: str, value: Any) -> int:
+    """Read a number of bytes, which may be text with a unit (`512MiB`, `1GB`). Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return _amount(name, value, _UNITS_BYTES)
+
+
+def _amount(name: str, value: Any, units: Mapping[str, int]) -> int:
     amount = _AMOUNT.fullmatch(value.strip()) if isinstance(value, str) else None
-    units = _UNITS_MS if name.endswith("_ms") else _UNITS_BYTES
     unit = amount[2].lower() if amount else ""
     if amount is None or (unit and unit not in units):
         example = "7d, 12h, 30m, 90s, 500ms" if units is _UNITS_MS else "1GiB, 512MiB, 64KiB, 1GB"

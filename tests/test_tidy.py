@@ -31,6 +31,7 @@ CONFINED = {
     "socketserver": {"taskq/worker/http.py"},
     "prometheus_client": {"taskq/metrics.py"},
     "confluent_kafka": {"taskq/broker/kafka.py"},
+    "watchfiles": {"taskq/worker/reload.py"},
     "cloudpickle": {"taskq/serializers.py"},
     "pickle": {"taskq/serializers.py"},
     "click": {"taskq/cli/*"},

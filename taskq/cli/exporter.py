@@ -20,11 +20,12 @@ PORT_DEFAULT = 9465
 @options.broker
 @options.app
 @options.metrics_host
+@options.all_names
 @click.option(
     "--port", default=PORT_DEFAULT, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
     envvar="TASKQ_EXPORTER_PORT", show_envvar=True, help="Port for /metrics, /healthz and /readyz; 0: any free one.",
 )  # fmt: skip
-def command(broker: str | None, app: str | None, metrics_host: str | None, port: int) -> None:
+def command(broker: str | None, app: str | None, metrics_host: str | None, show_all: bool, port: int) -> None:
     """Serve backlog metrics without a worker.
 
     All groups that have ever run on the broker are shown; with an app, also those of its groups that have not.
@@ -43,7 +44,7 @@ def command(broker: str | None, app: str | None, metrics_host: str | None, port:
     groups = _groups_of_app(settings)
     found = connect(settings)
     try:
-        exporter = Exporter(found, groups)
+        exporter = Exporter(found, groups, internal=show_all)
         metrics = Metrics()
         metrics.add_source(exporter.samples)
         page = serve(

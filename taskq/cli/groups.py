@@ -17,19 +17,21 @@ def command() -> None:
 
 
 @command.command(name="list")
+@options.all_names
 @options.broker
 @options.as_json
-def list_groups(broker: str | None, as_json: bool) -> None:
+def list_groups(show_all: bool, broker: str | None, as_json: bool) -> None:
     """List the groups that have ever run, with their backlog."""
     from taskq.cli.brokers import opened
-    from taskq.exporter import partition_backlogs, topics_of
+    from taskq.exporter import is_internal, partition_backlogs, topics_of
     from taskq.worker.deadoffice import RESOLVED
 
     with opened(broker) as found:
         admin, reader = found.admin(), found.reader()
         rows: list[dict[str, Any]] = []
         for name in admin.groups():
-            if name == RESOLVED:  # nobody works for it: `taskq dead` shows what it is about
+            # Nobody works for RESOLVED: `taskq dead` shows what it is about.
+            if name == RESOLVED or (is_internal(name) and not show_all):
                 continue
             group = admin.describe_group(name)
             topics = sorted(topics_of(group))

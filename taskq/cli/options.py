@@ -48,4 +48,5 @@ log_format = setting(
     "--log-format", of="log_format", type=click.Choice(LOG_FORMATS), help="Lines of text, or JSON objects."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+all_names = click.option("--all", "show_all", is_flag=True, help="Show taskq's own too: names that begin with __taskq.")
 metrics_host = setting("--metrics-host", of="metrics_host", metavar="HOST", help="Address to serve metrics on.")

@@ -27,16 +27,20 @@ def command() -> None:
 
 
 @command.command(name="list")
+@options.all_names
 @options.broker
 @options.as_json
-def list_topics(broker: str | None, as_json: bool) -> None:
+def list_topics(show_all: bool, broker: str | None, as_json: bool) -> None:
     """List all topics with their size."""
     from taskq.cli.brokers import opened
+    from taskq.exporter import is_internal
 
     with opened(broker) as found:
         admin = found.admin()
         rows: list[dict[str, Any]] = []
         for name in admin.topics():
+            if is_internal(name) and not show_all:
+                continue
             topic = admin.describe_topic(name)
             rows.append(
                 {

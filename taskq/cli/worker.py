@@ -1,19 +1,23 @@
-"""`taskq worker`: one worker in this process, or a supervisor of several."""
+"""`taskq worker`: one worker in this process, or a supervisor of one or several."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import asdict, frozen
 
 from taskq.cli import options
+from taskq.cli.introduction import introduce, lines_of
 from taskq.cli.logs import say
 
 if TYPE_CHECKING:
     from taskq.config import Settings
-    from taskq.worker import Worker, WorkerDescription
+    from taskq.worker import Worker
+    from taskq.worker.moving import DelaysWorker
 
 
 @frozen
@@ -31,13 +35,20 @@ class WorkerArguments:
     metrics: bool
     log_level: str | None
     log_format: str | None
+    drain_timeout: float | None
+    max_rss: str | None
+    max_invocations: int | None
+    reload: bool
+    only_delays: bool
     child_fd: int | None
     child_number: int
+    introduce: bool
 
     def overrides(self) -> dict[str, Any]:
         """What is stronger than any other setting."""
-        names = ("broker", "concurrency", "metrics_host", "metrics_port", "log_level", "log_format")
-        return {name: getattr(self, name) for name in names}
+        names = ("broker", "concurrency", "metrics_host", "metrics_port", "max_rss", "max_invocations")
+        said = {name: getattr(self, name) for name in (*names, "log_level", "log_format")}
+        return said | {"drain_timeout_s": self.drain_timeout}
 
 
 @click.command(name="worker")
@@ -55,6 +66,28 @@ class WorkerArguments:
     "--backend", default="asyncio", type=click.Choice(["asyncio", "trio"]), envvar="TASKQ_BACKEND", show_envvar=True,
     help="The event loop of async tasks.",
 )  # fmt: skip
+@options.setting(
+    "--drain-timeout", of="drain_timeout_s", type=float, metavar="SECONDS",
+    help="How long what runs may take to end after SIGTERM; what has not will run again.",
+)  # fmt: skip
+@options.setting(
+    "--max-rss", of="max_rss", metavar="SIZE",
+    help="Replace a worker process that has more memory, such as 512MiB, when what it runs has ended.",
+)  # fmt: skip
+@options.setting(
+    "--max-invocations", of="max_invocations", type=click.IntRange(1), metavar="N",
+    help="Replace a worker process that has run so many; each up to a tenth earlier, so that not all go at once.",
+)  # fmt: skip
+@click.option(
+    "--reload", is_flag=True,
+    help="For development: start again when a Python file changes that the app imported, or under the working "
+    "directory; with -p, all of them. What runs has 3 seconds to end. Needs taskq[reload].",
+)  # fmt: skip
+@click.option(
+    "--only-delays", is_flag=True,
+    help="Run nothing, and need no app: only move delayed invocations to their topics when they are due. "
+    "Every other worker does so too.",
+)  # fmt: skip
 @options.metrics_host
 @options.setting(
     "--metrics-port", of="metrics_port", type=click.IntRange(0, 65535), metavar="PORT",
@@ -65,6 +98,7 @@ class WorkerArguments:
 @options.log_format
 @click.option("--child-fd", type=int, hidden=True, help="The link to the supervisor.")
 @click.option("--child-number", default=0, hidden=True, help="Which of the supervisor's workers this is.")
+@click.option("--introduce", is_flag=True, hidden=True, help="Say who this is, though it is a supervisor's worker.")
 @click.pass_context
 def command(ctx: click.Context, /, **arguments: Any) -> None:
     """Run the invocations of a group.
@@ -77,11 +111,29 @@ def command(ctx: click.Context, /, **arguments: Any) -> None:
 
     raise_file_limit()
     given = WorkerArguments(**arguments)
-    said = load_settings(app=given.app, **given.overrides())
-    log_to_stderr(said.log_level, said.log_format)
-    if given.child_fd is None and given.processes > 1:
-        ctx.exit(_supervise(given, said))
-    ctx.exit(_work(given, load_settings(app=given.app)))
+    if given.only_delays:
+        _check_only_delays(given)
+    settings = load_settings(app=given.app, **given.overrides())
+    log_to_stderr(settings.log_level, settings.log_format)
+    is_recycled = not given.only_delays and (settings.max_rss or settings.max_invocations)
+    if given.child_fd is None and (given.processes > 1 or given.reload or is_recycled):
+        ctx.exit(_supervise(given, settings))
+    ctx.exit(_move(given, settings) if given.only_delays else _work(given, settings))
+
+
+def _check_only_delays(given: WorkerArguments) -> None:
+    """Nothing that is said may be ignored."""
+    said = {
+        "-g": given.group,
+        "-A": given.app,
+        "-c": given.concurrency,
+        "--max-rss": given.max_rss,
+        "--max-invocations": given.max_invocations,
+        "--reload": given.reload or None,
+    }
+    for option, value in said.items():
+        if value is not None:
+            raise click.UsageError(f"{option} makes no sense with --only-delays, which runs no invocations.")
 
 
 def _work(given: WorkerArguments, settings: Settings) -> int:
@@ -91,14 +143,32 @@ def _work(given: WorkerArguments, settings: Settings) -> int:
     app = find_app(settings, **given.overrides())
     try:
         worker = Worker(app, WorkerOptions(given.group or app.settings.default_group, given.backend))
-        if given.child_fd is not None:
-            return _work_as_child(worker, given.child_number, given.child_fd)
-        return _work_alone(worker, app.settings, with_metrics=given.metrics)
+        lines = lines_of(worker.describe())
+        if given.child_fd is None:
+            return _work_alone(worker, lines, app.settings, with_metrics=given.metrics)
+        worker.recycle_at(app.settings.max_rss, app.settings.max_invocations)
+        return _work_as_child(worker, lines, given, given.child_fd)
     finally:
         app.close()
 
 
-def _work_alone(worker: Worker, settings: Settings, *, with_metrics: bool) -> int:
+def _move(given: WorkerArguments, settings: Settings) -> int:
+    from taskq.broker import connect
+    from taskq.worker.moving import DelaysWorker
+
+    broker = connect(settings)
+    try:
+        worker = DelaysWorker(broker)
+        if given.child_fd is None:
+            return _work_alone(worker, worker.describe(), settings, with_metrics=given.metrics)
+        return _work_as_child(worker, worker.describe(), given, given.child_fd)
+    finally:
+        broker.close()
+
+
+def _work_alone(
+    worker: Worker | DelaysWorker, lines: list[tuple[str, str]], settings: Settings, *, with_metrics: bool
+) -> int:
     from taskq.worker.http import serve
 
     page = None
@@ -107,73 +177,80 @@ def _work_alone(worker: Worker, settings: Settings, *, with_metrics: bool) -> in
         page = serve(host, port, worker.metrics_snapshot, worker.health, worker.ready)
     try:
         with worker.catching_signals():
-            _introduce(worker.describe(), page.url if page else "not served")
+            introduce(lines, page.url if page else "not served")
             return worker.run()
     finally:
         if page:
             page.close()
 
 
-def _work_as_child(worker: Worker, number: int, fd: int) -> int:
+def _work_as_child(worker: Worker | DelaysWorker, lines: list[tuple[str, str]], given: WorkerArguments, fd: int) -> int:
     from taskq.worker.link import Parent, Report
+    from taskq.worker.reload import imported_sources
 
     def report() -> Report:
-        return Report(worker.metrics_snapshot(), worker.health().reasons, worker.ready().reasons)
+        return Report(
+            worker.metrics_snapshot(),
+            worker.health().reasons,
+            worker.ready().reasons,
+            worker.drain_timeout_s,
+            worker.why_recycled,
+            imported_sources() if given.reload else (),
+        )
 
     with worker.catching_signals():
-        if number == 0:  # the others would say the same
-            _introduce(worker.describe(), "as the supervisor says")
+        if given.introduce:
+            introduce(lines, "as the supervisor says")
         link = Parent(fd, report, worker.drain)
+        link.tell()
         try:
             return worker.run()
         finally:
-            link.tell_last()
+            link.tell()
 
 
 def _supervise(given: WorkerArguments, settings: Settings) -> int:
     from taskq.worker.http import serve
+    from taskq.worker.reload import Watcher, check_installed
     from taskq.worker.supervisor import Supervisor
 
+    if given.reload:
+        check_installed()
+    introduced = False
+
+    def command(number: int, fd: int) -> list[str]:
+        """One of all introduces itself: the others would say the same, and so would its successors in other code."""
+        nonlocal introduced
+        is_first = number == 0 and (given.reload or not introduced)
+        introduced = introduced or is_first
+        own = [f"--child-fd={fd}", f"--child-number={number}", *(["--introduce"] if is_first else [])]
+        return [sys.executable, "-m", "taskq", "worker", *_child_arguments(given), *own]
+
     supervisor = Supervisor(
-        lambda number, fd: [sys.executable, "-m", "taskq", "worker", *_child_arguments(given, number, fd)],
-        given.processes,
-        drain_timeout_s=settings.drain_timeout_s,
+        command, given.processes, drain_timeout_s=settings.drain_timeout_s, awaits_change=given.reload
     )
-    if not given.metrics:
-        say(f"taskq: supervising {given.processes} workers; metrics not served")
+    with ExitStack() as stack:
+        told = "not served"
+        if given.metrics:
+            page = serve(
+                settings.metrics_host,
+                settings.metrics_port,
+                supervisor.metrics_snapshot,
+                supervisor.health,
+                supervisor.ready,
+            )
+            stack.callback(page.close)
+            told = page.url
+        workers = "one worker" if given.processes == 1 else f"{given.processes} workers"
+        say(f"taskq: supervising {workers}; metrics {told}")
+        if given.reload:
+            stack.enter_context(Watcher(Path.cwd(), supervisor.sources, supervisor.restart))
         return supervisor.run()
-    page = serve(
-        settings.metrics_host,
-        settings.metrics_port,
-        supervisor.metrics_snapshot,
-        supervisor.health,
-        supervisor.ready,
-    )
-    say(f"taskq: supervising {given.processes} workers; metrics {page.url}")
-    try:
-        return supervisor.run()
-    finally:
-        page.close()
 
 
-def _child_arguments(given: WorkerArguments, number: int, fd: int) -> list[str]:
-    """The command line of a child: what was given, but for what is the supervisor's own business."""
-    passed = asdict(given, filter=lambda attribute, value: value is not None)
-    for own in ("processes", "metrics", "metrics_host", "metrics_port", "child_number"):
+def _child_arguments(given: WorkerArguments) -> list[str]:
+    """What a child is told: what was given, but for what is the supervisor's own business."""
+    passed = asdict(given, filter=lambda attribute, value: value is not None and value is not False)
+    for own in ("processes", "metrics", "metrics_host", "metrics_port", "child_number", "introduce"):
         passed.pop(own, None)
-    said = [f"--{name.replace('_', '-')}={value}" for name, value in passed.items()]
-    return [*said, f"--child-fd={fd}", f"--child-number={number}"]
-
-
-def _introduce(worker: WorkerDescription, metrics: str) -> None:
-    """Say who works here: the first lines of a worker."""
-    topics = ", ".join(f"{name} ({count} partitions)" for name, count in worker.topics)
-    lines = [
-        f"taskq {worker.version}, group {worker.group}",
-        f"  broker       {worker.broker}",
-        f"  tasks        {', '.join(worker.tasks)}",
-        f"  topics       {topics}",
-        f"  concurrency  {worker.concurrency}, on {worker.backend}",
-        f"  metrics      {metrics}",
-    ]
-    say("\n".join(lines))
+    return [f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}" for name, value in passed.items()]

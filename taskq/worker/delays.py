@@ -89,12 +89,15 @@ class Mover:
         self._owed: list[_Move] = []
         """What could not be appended yet: there was no space."""
         self._stop = threading.Event()
+        self.polled_at = 0.0
+        """When the loop last came round (monotonic)."""
 
     def run(self) -> None:
         """Move until stopped. Raises what ends it otherwise: a broker that fails."""
         try:
             while not self._stop.is_set():
                 self._take(self._consumer.poll(self._timeout_s(), AHEAD_MAX))
+                self.polled_at = time.monotonic()
                 self.step(int(time.time() * 1000))
         finally:
             self._consumer.close()

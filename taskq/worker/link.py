@@ -2,7 +2,7 @@
 
     supervisor -> worker    {"ask": 7}
     worker -> supervisor    {"answer": 7, "metrics": {...}, "health": [...], "ready": [...]}
-    worker -> supervisor    the same with "answer": 0, unasked: the last, when it ends
+    worker -> supervisor    the same with "answer": 0, unasked: the first, and the last, when it ends
 
 It is also how they hear of each other's death, however sudden: the kernel closes a dead process's sockets, and the
 other side reads an end of file. So a worker whose supervisor was killed drains and ends instead of working on unseen.
@@ -21,12 +21,15 @@ import time
 from collections.abc import Callable
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
 from taskq.metrics import Snapshot
 
 _log = logging.getLogger(__name__)
 
+
+EXIT_RECYCLE = 75
+"""A worker that ends with this wants to be replaced at once. EX_TEMPFAIL of sysexits.h: nothing else here uses it."""
 
 SEND_SECONDS_MAX = 1
 """A supervisor that doesn't take an answer for this long gets no more: no worker waits for it in order to end."""
@@ -39,6 +42,12 @@ class Report:
     metrics: Snapshot
     health: tuple[str, ...]
     ready: tuple[str, ...]
+    drain_timeout_s: float = 0.0
+    """How long it drains when it is told to. Only it knows: its app may say so in code."""
+    why: str = ""
+    """Why it is to be replaced, if it is."""
+    sources: tuple[str, ...] = ()
+    """Files of Python that it has imported and that may be edited; for `--reload`."""
     answer: int = 0
 
 
@@ -79,10 +88,15 @@ class Child:
                 return None
         return self.last
 
-    def drain(self) -> Report | None:
-        """Read what a worker said before it ended; return its last report. Closes this end."""
+    def newest(self) -> Report | None:
+        """The newest report, without waiting."""
         while self._receive():
             pass
+        return self.last
+
+    def drain(self) -> Report | None:
+        """Read what a worker said before it ended; return its last report. Closes this end."""
+        self.newest()
         self._socket.close()
         return self.last
 
@@ -110,8 +124,8 @@ class Parent:
         self._sending = threading.Lock()
         threading.Thread(target=self._serve, name="taskq-supervisor-link", daemon=True).start()
 
-    def tell_last(self) -> None:
-        """Report unasked, as the last thing before the process ends."""
+    def tell(self) -> None:
+        """Report unasked: as the first thing, and as the last before the process ends."""
         self._send(0)
 
     def _serve(self) -> None:
@@ -124,8 +138,7 @@ class Parent:
         self._on_gone()
 
     def _send(self, answer: int) -> None:
-        report = self._report()
-        message = _encode(Report(report.metrics, report.health, report.ready, answer)) + b"\n"
+        message = _encode(evolve(self._report(), answer=answer)) + b"\n"
         with self._sending:
             try:
                 self._socket.sendall(message)

@@ -133,7 +133,10 @@ class Poller:
             return False
         self._consumer.leave()
         works = list(self.works.values())
-        _discard(self._dispatch.take_unbegun(works) + _take_parked(works))
+        handed_back = self._dispatch.take_unbegun(works) + _take_parked(works)
+        if handed_back:
+            _log.info("%d invocations that had not begun are left to others", len(handed_back))
+        _discard(handed_back)
         self._fold()
         unfinished = sum(work.handed_out for work in self.works.values())
         if unfinished and time.monotonic() >= self._stop_by:

@@ -2,10 +2,16 @@
 
 A worker that dies is started again: at once if it had lived a while, else after a pause that doubles from 0.1 s up to
 10 s, so that one that can't start doesn't burn the machine. Exit code 2 is the exception: what the command line or the
-configuration says makes no sense, and will make no more sense the next time, so all end with that code.
+configuration says makes no sense, and will make no more sense the next time, so all end with that code. Another is
+EXIT_RECYCLE, with which a worker says that it has had enough (recycle.py): the next one starts at once.
+
+With `awaits_change`, for `--reload`, `restart` has all workers drain, for at most 3 s, and started again. One that ends
+by itself with an error is not started again before that: the code is as it is, and somebody is editing it.
 
 The first SIGTERM or SIGINT drains: it is passed on, nothing is started again, and the supervisor ends when the last
-worker has. The second stops at once: it is passed on, and what is still there a second later is killed. Workers are in
+worker has. The second stops at once: it is passed on, and what is still there a second later is killed. A worker that
+is killed can't give its partitions up in order, and the next one takes them for those of a worker that died; so none
+is while it may still be draining: what its app says of the time that takes, it tells us itself. Workers are in
 process groups of their own, so that Ctrl-C in a terminal reaches them once and not twice. If the supervisor itself
 dies, even by SIGKILL, the workers see the end of their link and drain.
 
@@ -23,6 +29,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from types import FrameType
 
@@ -30,7 +37,7 @@ from attrs import define, field
 
 from taskq.metrics import Snapshot, merge, without_gauges
 from taskq.worker.http import Health
-from taskq.worker.link import Child, Report
+from taskq.worker.link import EXIT_RECYCLE, Child, Report
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +52,12 @@ ANSWER_SECONDS_MAX = 1.0
 STOP_SECONDS_MAX = 1.0
 """How long a worker has to stop at once before it is killed."""
 
+LATE_SECONDS_MAX = 5.0
+"""How long after the time to drain is over a worker may take to end."""
+
+RELOAD_SECONDS_MAX = 3.0
+"""How long a worker may drain that is to run other code."""
+
 EXIT_USAGE = 2
 
 
@@ -58,6 +71,10 @@ class _Slot:
     started_at: float = 0.0
     start_at: float = 0.0
     pause: float = PAUSE_SECONDS_MIN
+    stop_at: float = float("inf")
+    """When to tell it to stop at once."""
+    kill_at: float = float("inf")
+    is_restarting: bool = False
 
 
 @define(eq=False)
@@ -70,7 +87,9 @@ class Supervisor:
     command: Callable[[int, int], Sequence[str]]
     processes: int
     drain_timeout_s: float = 30.0
-    """Workers keep to this themselves; one that is still there 5 s later is killed."""
+    """Workers keep to this themselves, or to what they say instead; one that is still there 5 s later is killed."""
+    awaits_change: bool = False
+    """A worker that ended with an error is started again by `restart` only."""
 
     _slots: list[_Slot] = field(init=False, factory=list)
     _lock: threading.Lock = field(init=False, factory=threading.Lock)
@@ -78,13 +97,15 @@ class Supervisor:
     _gone: Snapshot = field(init=False, factory=dict)
     """Counts of the workers that have ended."""
     _signals: int = field(init=False, default=0)
-    _kill_at: float = field(init=False, default=float("inf"))
+    _changes: deque[str] = field(init=False, factory=deque)
+    """Why all are to be started again."""
+    _wake: Callable[[], object] = field(init=False, default=lambda: None)
     _exit_code: int = field(init=False, default=0)
 
     def run(self) -> int:
         """Keep the workers running until a signal says to stop; return the exit code."""
         self._slots = [_Slot(number) for number in range(self.processes)]
-        with _waker(self._on_signal) as wait:
+        with _waker(self._on_signal) as (wait, self._wake):
             passed_on = 0
             while True:
                 self._bury()
@@ -93,9 +114,21 @@ class Supervisor:
                     self._pass_on(passed_on)
                 if self._signals and not self._running():
                     return self._exit_code
-                self._kill_late()
+                while self._changes:
+                    self._restart(self._changes.popleft())
+                self._stop_late()
                 self._start_due()
                 wait(self._next_deadline())
+
+    def restart(self, why: str) -> None:
+        """Have all workers end and start again, those that wait for that too."""
+        self._changes.append(why)
+        self._wake()
+
+    def sources(self) -> set[str]:
+        """The files of Python that workers have imported."""
+        with self._lock:
+            return {file for _, report in self._ask() if report for file in report.sources}
 
     def metrics_snapshot(self) -> Snapshot:
         """The metrics of all workers, those that have ended included."""
@@ -133,6 +166,8 @@ class Supervisor:
 
     def _start(self, slot: _Slot) -> None:
         slot.started_at = time.monotonic()
+        slot.stop_at = slot.kill_at = float("inf")
+        slot.is_restarting = False
         try:
             slot.process, ours = self._open(slot.number)
         except OSError as error:  # no memory, processes or descriptors left
@@ -170,11 +205,22 @@ class Supervisor:
             slot.process = None
             if self._signals:
                 self._note_stopped(code, ended)
+            elif code == EXIT_RECYCLE:
+                self._replace(slot, f"{ended}, since {last.why if last and last.why else 'it had enough'}")
+            elif slot.is_restarting:
+                self._replace(slot, ended)
+            elif self.awaits_change and code > 0:
+                slot.start_at = float("inf")
+                _log.error("%s; the next starts when a file has changed", ended)
             else:
                 self._plan_restart(slot, code, ended)
 
+    def _replace(self, slot: _Slot, why: str) -> None:
+        slot.start_at, slot.pause = 0.0, PAUSE_SECONDS_MIN
+        _log.info("%s; the next starts now", why)
+
     def _note_stopped(self, code: int, ended: str) -> None:
-        if code in (0, -signal.SIGTERM):  # SIGTERM ends one that has not come so far as to handle it
+        if code in (0, EXIT_RECYCLE, -signal.SIGTERM):  # SIGTERM ends one that has not come so far as to handle it
             _log.info("%s", ended)
         else:
             _log.warning("%s", ended)
@@ -203,23 +249,52 @@ class Supervisor:
         self._signals += 1
 
     def _pass_on(self, signals: int) -> None:
-        wait = self.drain_timeout_s + 5 if signals == 1 else STOP_SECONDS_MAX
-        self._kill_at = min(self._kill_at, time.monotonic() + wait)
-        running = self._running()
+        running = [slot for slot in self._slots if slot.process is not None]
         _log.info("%s %d workers", "draining" if signals == 1 else "stopping", len(running))
-        for process in running:
-            process.terminate()
+        for slot in running:
+            wait = STOP_SECONDS_MAX if signals > 1 else self._drain_timeout(slot) + LATE_SECONDS_MAX
+            slot.kill_at = min(slot.kill_at, time.monotonic() + wait)
+            self._terminate(slot)
 
-    def _kill_late(self) -> None:
-        if time.monotonic() >= self._kill_at:
-            self._kill_at = float("inf")
-            for process in self._running():
-                _log.warning("process %d did not stop; killing it", process.pid)
-                process.kill()
+    def _drain_timeout(self, slot: _Slot) -> float:
+        with self._lock:
+            report = slot.link.newest() if slot.link else None
+        return max(self.drain_timeout_s, report.drain_timeout_s if report else 0.0)
+
+    def _restart(self, why: str) -> None:
+        if self._signals:
+            return
+        _log.info("%s: starting again", why)
+        for slot in self._slots:
+            if slot.process is None:
+                slot.start_at, slot.pause = 0.0, PAUSE_SECONDS_MIN
+            elif not slot.is_restarting:
+                slot.is_restarting = True
+                slot.stop_at = time.monotonic() + RELOAD_SECONDS_MAX
+                self._terminate(slot)
+
+    def _stop_late(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.process is None:
+                continue
+            if now >= slot.kill_at:
+                slot.kill_at = float("inf")
+                _log.warning("process %d did not stop; killing it", slot.process.pid)
+                slot.process.kill()
+            elif now >= slot.stop_at:
+                slot.stop_at, slot.kill_at = float("inf"), min(slot.kill_at, now + STOP_SECONDS_MAX)
+                self._terminate(slot)
+
+    @staticmethod
+    def _terminate(slot: _Slot) -> None:
+        if slot.process is not None:
+            slot.process.terminate()
 
     def _next_deadline(self) -> float:
+        there = [slot for slot in self._slots if slot.process is not None]
         starts = [slot.start_at for slot in self._slots if slot.process is None and not self._signals]
-        return min([self._kill_at, *starts])
+        return min([*starts, *(min(slot.stop_at, slot.kill_at) for slot in there)], default=float("inf"))
 
     # --- asking
 
@@ -243,8 +318,9 @@ def _ended(slot: _Slot, pid: int, code: int) -> str:
 
 
 @contextlib.contextmanager
-def _waker(on_stop: Callable[[], None]) -> Generator[Callable[[float], None]]:
-    """Handle signals; give a function that waits for one, or until a deadline (of time.monotonic)."""
+def _waker(on_stop: Callable[[], None]) -> Generator[tuple[Callable[[float], None], Callable[[], None]]]:
+    """Handle signals; give two functions: one waits for a signal, or until a deadline (of time.monotonic), and the
+    other ends that wait, from any thread."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
@@ -259,12 +335,16 @@ def _waker(on_stop: Callable[[], None]) -> Generator[Callable[[float], None]]:
             with contextlib.suppress(BlockingIOError):
                 reader.recv(4096)
 
+    def wake() -> None:
+        with contextlib.suppress(OSError):  # full, so that it is awake; or closed, since it has ended
+            writer.send(b"\0")
+
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
     fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         with reader, writer, selectors.DefaultSelector() as selector:
             selector.register(reader, selectors.EVENT_READ)
-            yield wait
+            yield wait, wake
     finally:
         signal.set_wakeup_fd(fd_before)
         for number, handler in before.items():

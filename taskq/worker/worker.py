@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
+import math
 import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -36,7 +37,10 @@ from taskq.worker.gauges import samples
 from taskq.worker.http import Health
 from taskq.worker.joining import join
 from taskq.worker.life import Life
+from taskq.worker.link import EXIT_RECYCLE
 from taskq.worker.poller import Poller
+from taskq.worker.recycle import Recycler, executed
+from taskq.worker.signals import catching_signals
 from taskq.worker.telling import is_on, telling
 from taskq.worker.watch import LoopWatch
 from taskq.worker.work import Item, Job, Limits
@@ -45,9 +49,6 @@ BACKENDS = ("asyncio", "trio")
 
 SILENT_S_MAX = 70.0
 """The poller comes round at least every 60 s; when it has not for this long, something is wrong."""
-
-SIGNAL_ECHO_S = 0.1
-"""Signals closer together count as one: `timeout` and some init systems signal a process and then its whole group."""
 
 SWITCH_INTERVAL_S = 0.001
 """How long one Python thread may keep others waiting. Python's own 5 ms is felt by whoever waits for a busy crew: the
@@ -99,7 +100,7 @@ class Worker:
         self._options = options
         self._handlers = app.handlers(options.group)
         self._broker: Broker = app.broker
-        self._drain_timeout_s = settings.drain_timeout_s
+        self.drain_timeout_s = settings.drain_timeout_s
         self._concurrency = options.concurrency or settings.concurrency
         jobs: dict[int, Job] = {}
         by_name = {
@@ -134,6 +135,10 @@ class Worker:
         self._reader = self._broker.reader()
         self._admin = self._broker.admin()
         self._stops = 0
+        self._overdue: list[Item] = []
+        """Runs in threads that may never end."""
+        self.why_recycled = ""
+        """Why it ends, if that is for another process to take its place."""
         self._error: BaseException | None = None
         self._poller_is_done = threading.Event()
         self._mover = Mover(self._broker, joins_late=app.has_lifespan)
@@ -165,11 +170,15 @@ class Worker:
             )
             metrics.overdue.labels(job.group, job.task.name).inc()
             self._threads.replace(item)
+            self._overdue.append(item)
+            if self._is_stuck() and self.why_recycled and not self._stops:
+                self._poller.stop(self.drain_timeout_s)
 
     # -- running
 
     def run(self) -> int:
-        """Work until stopped; return the exit code: 0 if it drained, 1 if it had to give up or was stopped at once."""
+        """Work until stopped; return the exit code: 0 if it drained, 1 if it had to give up or was stopped at once,
+        EXIT_RECYCLE if it is to be replaced."""
         metrics.add_source(self._samples)
         switch_interval, gc_thresholds = sys.getswitchinterval(), gc.get_threshold()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -196,7 +205,9 @@ class Worker:
             if not self._poller_is_done.is_set():  # nothing has run; there is only to close what is open
                 self._poller.stop_now()
                 self._poll()
-        return 1 if self._error is not None or self._stops > 1 else 0
+        if self._error is not None or self._stops > 1:
+            return 1
+        return EXIT_RECYCLE if self.why_recycled and not self._stops else 0
 
     async def _work(self) -> None:
         has_async = any(task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
@@ -261,31 +272,16 @@ class Worker:
 
     @contextmanager
     def catching_signals(self) -> Generator[None]:
-        """Inside this, SIGTERM and SIGINT mean `stop`. On the main thread only, and around `run`.
-
-        Python's plain handlers, so that a signal between the start of the process and that of its event loop counts.
-        """
-        heard_at = -SIGNAL_ECHO_S
-
-        def hear(*_: object) -> None:
-            nonlocal heard_at
-            if time.monotonic() - heard_at >= SIGNAL_ECHO_S:
-                self.stop()
-            heard_at = time.monotonic()
-
-        before = {which: signal.signal(which, hear) for which in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        """Inside this, SIGTERM and SIGINT mean `stop`. On the main thread only, and around `run`."""
+        with catching_signals(self.stop):
             yield
-        finally:
-            for which, handler in before.items():
-                signal.signal(which, handler)
 
     def stop(self) -> None:
         """The first call drains: what runs may end. The second stops at once. From any thread."""
         self._stops += 1
         if self._stops == 1:
             _log.info("draining; once more to stop at once")
-            self._poller.stop(self._drain_timeout_s)
+            self._poller.stop(self.drain_timeout_s)
         else:
             self._poller.stop_now()
             self._life.stop_now()
@@ -294,6 +290,30 @@ class Worker:
         """`stop`, unless it was told to already. From any thread."""
         if not self._stops:
             self.stop()
+
+    def recycle_at(self, rss_bytes_max: int | None, invocations_max: int | None) -> None:
+        """End with EXIT_RECYCLE when a limit is reached: for a supervisor that starts another. Before `run`.
+
+        Raises ConfigError if it has more memory than that already.
+        """
+        count = partial(executed, metrics, self._options.group)
+        self._poller.on_tick.append(Recycler(rss_bytes_max, invocations_max, count, self._recycle).tick)
+
+    def _recycle(self, why: str) -> None:
+        """Drain as long as it takes, so that nothing is run twice; but not for ever for what may never end."""
+        if self._stops:
+            return
+        self.why_recycled = why
+        _log.info("draining for another to take its place: %s", why)
+        self._poller.stop(self.drain_timeout_s if self._is_stuck() else math.inf)
+        if self._stops:  # a signal came meanwhile: that one has a limit
+            self._poller.stop(self.drain_timeout_s)
+
+    def _is_stuck(self) -> bool:
+        """Whether something runs that may never end."""
+        running = set(map(id, self._threads.running()))
+        self._overdue = [item for item in self._overdue if id(item) in running]
+        return bool(self._overdue)
 
     # -- looking
 
@@ -338,7 +358,7 @@ class Worker:
             reasons.append("it has not joined its group yet")
         elif silent_s > SILENT_S_MAX:
             reasons.append(f"the broker has not answered for {silent_s:.0f} s")
-        if self._stops:
+        if self._stops or self.why_recycled:
             reasons.append("it is draining")
         reasons += [f"{work.tp}: {work.error}" for work in list(self._poller.works.values()) if work.error]
         return Health(tuple(reasons))

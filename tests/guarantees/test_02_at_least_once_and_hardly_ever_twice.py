@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taskq.worker.worker import SIGNAL_ECHO_S
+from taskq.worker.signals import SIGNAL_ECHO_S
 from tests.processes import Bench, WorkerProcess, bench, wait_until
 from tests.scrapes import page, partitions_held, wait_for_balance
 

@@ -61,7 +61,7 @@ def main(fd: int, behaviour: set[str]) -> int:
     say("started")
     stopped.wait()
     metrics.commits.labels("feed").inc(1)
-    link.tell_last()
+    link.tell()
     return 0
 
 

@@ -12,9 +12,11 @@ from taskq.broker import connect
 from taskq.broker.port import Broker, Committed, Consumer, Message, TopicPartition
 from taskq.config import load_settings
 from taskq.exporter import Exporter
-from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, LOG_BYTES, Definition
+from taskq.ladder import TOPICS, delayed
+from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, DELAYED, LOG_BYTES, Definition
 from taskq.topics import dead_topic
 from taskq.worker.deadoffice import purge_dead
+from taskq.worker.delays import GROUP
 from taskq.worker.progress import Progress
 
 POSTS_0 = ("feed", "posts", "0")
@@ -100,6 +102,23 @@ def test_what_a_person_purged_is_no_dead_letter_and_no_groups_backlog(broker: Br
     exporter = Exporter(broker, {"feed": ["posts"]})
     assert told(exporter, DEAD_LETTERS) == {("feed",): 3}
     assert told(exporter, BACKLOG) == {}
+
+
+def test_taskqs_own_groups_are_shown_when_asked_for(broker: Broker):
+    join(broker, GROUP, TOPICS[0])
+    topic, message = delayed(Message(b"x"), "posts", 10_000_000, 0)
+    broker.producer().send_many(topic, [message] * 3)
+    join(broker, "feed", "posts")
+    assert {labels[0] for labels in told(Exporter(broker, {}), BACKLOG)} == {"feed"}
+    assert set(told(Exporter(broker, {}), DEAD_LETTERS)) == {("feed",)}
+    assert {labels[0] for labels in told(Exporter(broker, {}, internal=True), BACKLOG)} == {"feed", GROUP}
+    assert told(Exporter(broker, {}), DELAYED) == {(TOPICS[0],): 0, (topic,): 3}
+
+
+def test_dead_letters_of_taskqs_own_groups_are_never_hidden(broker: Broker):
+    join(broker, GROUP, TOPICS[0])
+    broker.producer().send_many(dead_topic(GROUP), [Message(b"x")])
+    assert told(Exporter(broker, {}), DEAD_LETTERS) == {(GROUP,): 1}
 
 
 def test_it_is_ready_while_the_broker_answers(broker: Broker):

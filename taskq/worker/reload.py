@@ -15,7 +15,9 @@ import logging
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
@@ -96,6 +98,8 @@ class Watcher:
 
     _known: set[str] = field(init=False, factory=set)
     """The last that workers said."""
+    _told_at: float = field(init=False, factory=time.time)
+    """When something was said to have changed the last time: workers have been started since."""
     _stop: threading.Event = field(init=False, factory=threading.Event)
     _has_begun: threading.Event = field(init=False, factory=threading.Event)
     _error: Exception | None = field(init=False, default=None)
@@ -126,6 +130,15 @@ class Watcher:
         finally:
             self._has_begun.set()
 
+    def _missed(self) -> set[str]:
+        """Sources that changed before it was known that they are to be watched."""
+        missed = set()
+        for path in self._known:
+            with suppress(OSError):  # it is gone
+                if Path(path).stat().st_mtime > self._told_at:
+                    missed.add(path)
+        return missed
+
     def _watch(self, watched: set[Path]) -> None:
         """Watch until there is something else to watch, too, or it is told to stop."""
         from watchfiles import watch
@@ -143,9 +156,13 @@ class Watcher:
             ignore_permission_denied=True,
         )
         for turn, found in enumerate(changes):
-            self._has_begun.set()
             paths = {path for _, path in found if matters(path, self.here, self._known)}
+            if turn == 0:
+                self._has_begun.set()
+                paths |= self._missed()
+                _log.info("watching %s", ", ".join(map(str, sorted(there))))
             if paths:
+                self._told_at = time.time()
                 self.changed(describe(paths, self.here))
             if turn % ASK_EVERY == 0:
                 self._known = self.sources() or self._known

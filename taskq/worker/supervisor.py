@@ -204,7 +204,7 @@ class Supervisor:
             ended = _ended(slot, slot.process.pid, code)
             slot.process = None
             if self._signals:
-                self._note_stopped(code, ended)
+                self._note_stopped(code, ended, was_told=slot.is_restarting)
             elif code == EXIT_RECYCLE:
                 self._replace(slot, f"{ended}, since {last.why if last and last.why else 'it had enough'}")
             elif slot.is_restarting:
@@ -219,8 +219,13 @@ class Supervisor:
         slot.start_at, slot.pause = 0.0, PAUSE_SECONDS_MIN
         _log.info("%s; the next starts now", why)
 
-    def _note_stopped(self, code: int, ended: str) -> None:
-        if code in (0, EXIT_RECYCLE, -signal.SIGTERM):  # SIGTERM ends one that has not come so far as to handle it
+    def _note_stopped(self, code: int, ended: str, *, was_told: bool) -> None:
+        """`was_told`: to stop before the signal came, to start again, with little time."""
+        if was_told or code in (
+            0,
+            EXIT_RECYCLE,
+            -signal.SIGTERM,
+        ):  # SIGTERM ends one that has not come so far as to handle it
             _log.info("%s", ended)
         else:
             _log.warning("%s", ended)

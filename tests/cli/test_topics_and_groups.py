@@ -127,3 +127,11 @@ def test_what_waits_for_a_group_that_never_ran_is_shown_with_its_app(taskq: Task
 
 def test_an_empty_list_says_so(taskq: Taskq):
     assert "none yet" in taskq("groups", "list").out
+
+
+def test_taskqs_own_are_listed_when_all_are_asked_for(taskq: Taskq, broker: Broker):
+    work_on(broker, "feed", "posts")
+    work_on(broker, "__taskq.delays", "__taskq.delay.1")
+    for what, own, name in (("groups", "__taskq.delays", "feed"), ("topics", "__taskq.delay.1", "posts")):
+        assert [row[what[:-1]] for row in taskq(what, "list", "--json").json] == [name]
+        assert {row[what[:-1]] for row in taskq(what, "list", "--all", "--json").json} == {own, name}

@@ -11,7 +11,7 @@ import sys
 import threading
 
 from taskq.metrics import BACKLOG, Metrics, Sample
-from taskq.worker.link import Parent, Report
+from taskq.worker.link import EXIT_RECYCLE, Parent, Report
 
 
 def say(what: str) -> None:
@@ -31,8 +31,10 @@ def end_with(parent: int) -> None:
 
 def main(fd: int, behaviour: set[str]) -> int:
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    for exit_code in (0, 1, 2):
+    for exit_code in (0, 1, 2, EXIT_RECYCLE):
         if f"exit-{exit_code}" in behaviour:
+            if exit_code == EXIT_RECYCLE:
+                Parent(fd, lambda: Report({}, (), (), why="it is full"), lambda: None).tell()
             say("started")
             return exit_code
     metrics = Metrics()
@@ -44,7 +46,8 @@ def main(fd: int, behaviour: set[str]) -> int:
     def report() -> Report:
         if "mute" in behaviour:
             hang.wait()
-        return Report(metrics.snapshot(), (), ("no partition is held",) if "not-ready" in behaviour else ())
+        ready = ("no partition is held",) if "not-ready" in behaviour else ()
+        return Report(metrics.snapshot(), (), ready, 60.0 if "slow" in behaviour else 0.0, sources=("/code/shop.py",))
 
     def on_signal(number: int, frame: object) -> None:
         say(signal.Signals(number).name)
@@ -58,8 +61,12 @@ def main(fd: int, behaviour: set[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     link = Parent(fd, report, on_gone)
+    if "mute" not in behaviour:
+        link.tell()
     say("started")
     stopped.wait()
+    if "slow" in behaviour:
+        threading.Event().wait(1.5)
     metrics.commits.labels("feed").inc(1)
     link.tell()
     return 0

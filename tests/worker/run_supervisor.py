@@ -1,9 +1,13 @@
-"""A supervisor of fake workers: `run_supervisor.py N BEHAVIOUR...`. Prints the address of its page when it serves."""
+"""A supervisor of fake workers: `run_supervisor.py N BEHAVIOUR...`. Prints the address of its page when it serves.
+
+For each line that it reads, it prints which sources its workers have, and starts them again for that reason.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
 
 from taskq.worker.http import serve
@@ -19,7 +23,15 @@ def main(processes: int, behaviour: list[str]) -> int:
         lambda number, fd: [sys.executable, FAKE_WORKER, str(fd), *behaviour],
         processes,
         drain_timeout_s=drain_timeout_s,
+        awaits_change="awaits-change" in behaviour,
     )
+
+    def restart_for_each_line() -> None:
+        for line in sys.stdin:
+            print(sorted(supervisor.sources()), flush=True)
+            supervisor.restart(line.strip())
+
+    threading.Thread(target=restart_for_each_line, daemon=True).start()
     page = serve("127.0.0.1", 0, supervisor.metrics_snapshot, supervisor.health, supervisor.ready)
     print(page.url, flush=True)
     return supervisor.run()

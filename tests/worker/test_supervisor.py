@@ -52,6 +52,14 @@ class Running:
         families = text_string_to_metric_families(self.get("/metrics")[1])
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
+    def change(self, what: str) -> str:
+        """Have it start its workers again; return which sources they have."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
     def ends(self) -> tuple[int, str]:
         """Wait for its end; return the exit code and what it logged."""
         _, logged = self.process.communicate(timeout=SECONDS_MAX)
@@ -69,6 +77,7 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         process = subprocess.Popen(
             [sys.executable, RUN, str(processes), *behaviour],
             env={**os.environ, "FAKE_LOG": str(fifo)},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -206,3 +215,57 @@ def test_workers_do_not_get_the_terminals_ctrl_c(supervise: Supervise):
     running = supervise(1)
     (worker,) = running.heard("started")
     assert os.getpgid(worker) == worker
+
+
+def test_a_worker_that_wants_to_be_replaced_is_at_once_and_it_is_said_why(supervise: Supervise):
+    running = supervise(1, "exit-75")
+    running.heard("started", 8)
+    running.process.terminate()
+    code, logged = running.ends()
+    assert code == 0
+    assert logged.count("ended with exit code 75, since it is full; the next starts now") >= 7
+    assert "WARNING" not in logged
+
+
+def test_a_worker_is_not_killed_while_it_may_drain_by_what_it_says_itself(supervise: Supervise):
+    running = supervise(1, "slow", "impatient")
+    running.heard("started")
+    running.process.terminate()
+    code, logged = running.ends()
+    assert code == 0
+    assert "did not stop" not in logged
+
+
+def test_a_change_drains_all_and_starts_them_again(supervise: Supervise):
+    running = supervise(2, "awaits-change")
+    first = running.heard("started", 2)
+    assert running.change("shop.py changed") == "['/code/shop.py']"
+    assert sorted(running.heard("SIGTERM", 2)) == sorted(first)
+    second = running.heard("started", 4)[2:]
+    assert not set(first) & set(second)
+    running.process.terminate()
+    code, logged = running.ends()
+    assert code == 0
+    assert "shop.py changed: starting again" in logged
+
+
+@pytest.mark.parametrize("behaviour", ["exit-1", "exit-2"])
+def test_one_that_fails_waits_for_a_change(supervise: Supervise, behaviour: str):
+    running = supervise(1, "awaits-change", behaviour)
+    for times in (1, 2, 3):
+        assert len(running.heard("started", times)) == times
+        assert running.change("again") == "[]"
+    running.heard("started", 4)
+    running.process.terminate()
+    code, logged = running.ends()
+    assert code == 0
+    assert "the next starts when a file has changed" in logged
+
+
+def test_one_that_does_not_drain_for_a_change_is_stopped(supervise: Supervise):
+    running = supervise(1, "awaits-change", "stubborn")
+    first = running.heard("started")[0]
+    running.change("again")
+    assert running.heard("SIGTERM", 2) == [first, first]
+    running.heard("started", 2)
+    assert not alive(first)

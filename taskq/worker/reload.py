@@ -153,7 +153,6 @@ class Watcher:
             rust_timeout=LOOK_AGAIN_MS,
             yield_on_timeout=True,
             raise_interrupt=False,
-            ignore_permission_denied=True,
         )
         for turn, found in enumerate(changes):
             paths = {path for _, path in found if matters(path, self.here, self._known)}

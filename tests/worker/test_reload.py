@@ -76,10 +76,15 @@ def test_what_changed_before_it_was_watched_is_told(tmp_path: Path):
         assert told.get(timeout=30) == f"{new} changed"
 
 
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path):
+    with pytest.raises(TaskqError, match="can't watch"), Watcher(tmp_path / "nothing", set, print):
+        pass
+
+
 def test_a_folder_that_cannot_be_watched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def watch(*_: object, **__: object) -> None:
         raise OSError("OS file watch limit reached")
 
     monkeypatch.setattr("watchfiles.watch", watch)
-    with pytest.raises(TaskqError, match="can't watch .*: OS file watch limit reached"), Watcher(tmp_path, set, print):
+    with pytest.raises(TaskqError, match=r"can't watch .*: OS file watch limit reached"), Watcher(tmp_path, set, print):
         pass

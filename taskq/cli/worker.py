@@ -138,10 +138,16 @@ def _check_only_delays(given: WorkerArguments) -> None:
 
 def _work(given: WorkerArguments, settings: Settings) -> int:
     from taskq.cli.discovery import find_app
+    from taskq.errors import ConfigError
     from taskq.worker import Worker, WorkerOptions
 
     app = find_app(settings, **given.overrides())
     try:
+        if given.child_fd is None and (app.settings.max_rss or app.settings.max_invocations):
+            raise ConfigError(
+                "max_rss and max_invocations are the supervisor's business, which imports no app: give them as an "
+                "option, as TASKQ_MAX_RSS or TASKQ_MAX_INVOCATIONS, or in pyproject.toml"
+            )
         worker = Worker(app, WorkerOptions(given.group or app.settings.default_group, given.backend))
         lines = lines_of(worker.describe())
         if given.child_fd is None:

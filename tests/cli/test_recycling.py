@@ -131,6 +131,13 @@ def test_limits_that_make_no_sense_are_exit_code_2(start: Start, arguments: list
     assert "Traceback" not in worker.said
 
 
+def test_limits_that_only_the_code_says_are_not_ignored(start: Start, tmp_path: Path):
+    (tmp_path / "grows.py").write_text(TASKS + "app.configure(max_invocations=5)")
+    worker = start(*WORKER)
+    assert worker.end() == 2, worker.said
+    assert "TASKQ_MAX_INVOCATIONS" in worker.said
+
+
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_what_is_unfinished_when_the_time_to_drain_is_over_is_handed_back_and_counted(
     start: Start, app: TaskQ, tmp_path: Path, processes: str

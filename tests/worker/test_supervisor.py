@@ -15,6 +15,8 @@ from urllib.error import HTTPError
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.processes import wait_until
+
 RUN = Path(__file__).with_name("run_supervisor.py")
 SECONDS_MAX = 30.0
 
@@ -253,7 +255,9 @@ def test_a_change_drains_all_and_starts_them_again(supervise: Supervise):
 def test_one_that_fails_waits_for_a_change(supervise: Supervise, behaviour: str):
     running = supervise(1, "awaits-change", behaviour)
     for times in (1, 2, 3):
-        assert len(running.heard("started", times)) == times
+        pids = running.heard("started", times)
+        assert len(pids) == times
+        wait_until(lambda: not any(map(alive, running.heard("started"))), "the supervisor knows of its end")
         assert running.change("again") == "[]"
     running.heard("started", 4)
     running.process.terminate()

@@ -248,6 +248,7 @@ class TaskQ:
         for name, event in self._events.items():
             handlers = tuple(task for task in event.handlers if task.name in tasks)
             if handlers:
+                _check_once(name, handlers)
                 by_name[name] = handlers
                 topics.add(event.topic)
         for (task,) in tasks.values():
@@ -318,6 +319,16 @@ class TaskQ:
             _inherited.append(self._broker)
         self._broker = self.opened = None
         self._lock = threading.RLock()  # another thread of the parent's may have held it
+
+
+def _check_once(event: str, handlers: tuple[Task[Any, Any], ...]) -> None:
+    """One record has one offset to commit: it can't be finished for one handler before it is for the others."""
+    once = next((task for task in handlers if task.declared.at_most_once), None)
+    if once is not None and len(handlers) > 1:
+        raise ConfigError(
+            f"event {event!r}: the handler {once.name} is at_most_once, and its group has others for the same event; "
+            "give it a group of its own"
+        )
 
 
 def _is_reloaded(known: Task[Any, Any], task: Task[Any, Any]) -> bool:

@@ -6,6 +6,7 @@ said.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -202,12 +203,12 @@ def parse_moment(option: str, value: object) -> Moment:
         value = value.total_seconds()
     if option == "at" and isinstance(value, int | float) and not isinstance(value, bool):
         return _fixed(option, float(value))
-    return Moment(after_ms=round(check_delay(option, value) * 1000))
+    return Moment(after_ms=math.ceil(check_delay(option, value) * 1000))
 
 
 def _fixed(option: str, seconds: float) -> Moment:
     check_delay(f"{option}, from now on", max(0.0, seconds - time.time()))
-    return Moment(at_ms=max(1, round(seconds * 1000)))
+    return Moment(at_ms=max(1, math.ceil(seconds * 1000)))
 
 
 def parse_rate(rate: object) -> float:

@@ -11,8 +11,10 @@ What happened to it is told by these headers, which other programs may read and 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from taskq.broker.port import Headers, Record
 from taskq.errors import SerializationError
@@ -28,6 +30,9 @@ PAST_ERRORS_MAX = 10
 PAST_CHARACTERS_MAX = 300
 
 
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+
 class PastError(Struct, frozen=True):
     """How an attempt ended."""
 
@@ -40,9 +45,9 @@ class PastError(Struct, frozen=True):
 class Trip(Struct, frozen=True, omit_defaults=True):
     """What has happened to an invocation so far."""
 
-    attempts: int = 0
+    attempts: Count = 0
     """Runs that have ended."""
-    failures: int = 0
+    failures: Count = 0
     """Those of them that failed: `Retry.later` is no failure."""
     errors: tuple[PastError, ...] = ()
     """The first and the last ones."""
@@ -50,11 +55,11 @@ class Trip(Struct, frozen=True, omit_defaults=True):
     """Topic, partition and offset where it was published."""
     published_ms: int = 0
     """And when."""
-    handler: str = ""
+    handler: Annotated[str, Meta(max_length=250)] = ""
     """Of an event with several handlers in the group: the one that this record is for."""
-    id: str = ""
+    id: Annotated[str, Meta(max_length=255)] = ""
     """If its value has none: what it is called."""
-    retried: int = 0
+    retried: Count = 0
     """How often a person retried it when it was a dead letter."""
 
     def after(self, error: PastError, *, is_failure: bool) -> Trip:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from taskq.broker.port import Broker, TopicPartition
+import logging
+import time
+
+from taskq.broker.port import Broker, Lost, TopicPartition
 from taskq.control import cancelled_by
-from taskq.errors import BrokerError
+from taskq.errors import TopicNotFound
 from taskq.message import Id
-from taskq.topics import CONTROL
+from taskq.topics import CONTROL, CONTROL_MS
+
+_log = logging.getLogger("taskq.worker")
 
 _TP = TopicPartition(CONTROL, 0)
 
@@ -15,23 +20,33 @@ class Cancels:
     """`ids` is what is cancelled. Belongs to one thread, but others may look into `ids`."""
 
     def __init__(self, broker: Broker) -> None:
-        self.ids: set[Id] = set()
+        self.ids: dict[Id, int] = {}
+        """Since when, in milliseconds since 1970."""
         broker.producer().send_many(CONTROL, [])  # so that there is one to read
         self._reader = broker.reader()
         self._next = 0
 
     def refresh(self) -> set[Id]:
         """Read what has come since the last time: the ids that are new. Looking costs next to nothing."""
-        new: set[Id] = set()
+        new: dict[Id, int] = {}
         try:
             while self._reader.bounds(_TP).end > self._next:
-                records = self._reader.read(_TP, self._next)
+                records = self._reader.read(_TP, self._next, lost=_tell)
                 if not records:
                     break
                 self._next = records[-1].offset + 1
-                new |= {ident for record in records if (ident := cancelled_by(record)) is not None}
-        except BrokerError:  # deleted, or damaged: nothing more is cancelled, and work goes on
+                new |= {ident: record.timestamp_ms for record in records if (ident := cancelled_by(record)) is not None}
+        except TopicNotFound:  # deleted: what is cancelled next makes it anew
             self._next = 0
-        new -= self.ids
-        self.ids |= new
-        return new
+        if new:
+            oldest_ms = int(time.time() * 1000) - CONTROL_MS
+            fresh = new.keys() - self.ids.keys()
+            self.ids.update(new)
+            for ident in [ident for ident, since_ms in self.ids.items() if since_ms < oldest_ms]:
+                del self.ids[ident]
+            return fresh & self.ids.keys()
+        return set()
+
+
+def _tell(lost: Lost) -> None:
+    _log.error("some of what was cancelled is lost: %s", lost)

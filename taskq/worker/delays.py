@@ -22,7 +22,8 @@ from itertools import count
 from attrs import define, field
 
 from taskq.broker.port import Broker, Committed, Message, Polled, Producer, Record, TopicPartition
-from taskq.errors import SerializationError, StorageFull
+from taskq.config import check_topic
+from taskq.errors import ConfigError, SerializationError, StorageFull
 from taskq.ladder import TOPICS, rung_s, topic_for
 from taskq.metrics import DELAYED, Sample
 from taskq.topics import INTERNAL, dead_topic
@@ -59,10 +60,12 @@ class _Rung:
     committed: tuple[int, bytes]
     ahead: deque[Record] = field(factory=deque)
     is_paused: bool = False
+    read_ms: int = 0
+    """When records were last read."""
 
     def next_ms(self) -> float:
-        """When to look at the first one."""
-        return self.ahead[0].timestamp_ms + self.wait_ms if self.ahead else float("inf")
+        """When to look at the first one. Its timestamp may be of a clock that is ahead."""
+        return min(self.ahead[0].timestamp_ms, self.read_ms) + self.wait_ms if self.ahead else float("inf")
 
 
 @define
@@ -144,6 +147,7 @@ class Mover:
             _log.error("%s can't be read further: %s", tp, damage)
         for tp, records in polled.fetched:
             rung = self._rungs[tp]
+            rung.read_ms = int(time.time() * 1000)
             rung.ahead.extend(record for record in records if not rung.progress.is_finished(record.offset))
 
     def _forget(self, rung: _Rung) -> None:
@@ -240,6 +244,10 @@ def _due_ms(record: Record) -> int:
     """When a record is due. Raises SerializationError if it does not say so, or not where to go."""
     due_ms = milliseconds(record.headers, DUE)
     topic = header(record.headers, TO)
-    if due_ms is None or not topic or not topic.isascii():
-        raise SerializationError(f"the record says not in {DUE} and {TO} when it is due, and where to")
+    try:
+        check_topic((topic or b"").decode())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise SerializationError(f"the record does not say in {TO} where it goes: {error}") from None
+    if due_ms is None:
+        raise SerializationError(f"the record does not say in {DUE} when it is due")
     return due_ms

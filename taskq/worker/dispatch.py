@@ -63,17 +63,23 @@ class Dispatch:
         self._gates = list(gates)
         self._crews: Sequence[Crew] = ()
         self._retries = Pause()
-        self._classes = _Classes(priority_of, in_flight_max) if priority_of else None
+        self._priority_of = priority_of
+        self._in_flight_max = in_flight_max
+        self._classes: list[_Classes] = []
+        """One for each crew, if there are priorities."""
 
     def start(self, crews: Sequence[Crew]) -> None:
         """Say who runs things. Before anything is added."""
         self._crews = crews
+        if self._priority_of:
+            self._classes = [_Classes(self._priority_of, self._in_flight_max) for _ in crews]
+            self._feed.is_each = True
         self._feed.queues = [crew.queue for crew in crews]
 
     @property
     def full_topics(self) -> Collection[str]:
         """Those of which enough waits: no more is to be fetched of them."""
-        return self._classes.full_topics if self._classes is not None else ()
+        return {topic for classes in self._classes for topic in classes.full_topics}
 
     # -- in
 
@@ -92,6 +98,7 @@ class Dispatch:
             gate.leave(ticket)
         ticket.passed = len(kept)
         ticket.item = item
+        ticket.not_before = at
         ticket.work.waiting += 1
         self._retries.add(ticket, at)
 
@@ -117,8 +124,8 @@ class Dispatch:
                         ready.append(ticket.item)
         if ready:
             self._submit(ready)
-        if self._classes is not None:
-            self._feed_crews()
+        for crew, classes in zip(self._crews, self._classes, strict=False):
+            self._fill(crew, classes)
 
     def next_at(self) -> float:
         """When (monotonic) to come round again if nothing happens before."""
@@ -126,12 +133,17 @@ class Dispatch:
 
     def _advance(self, ticket: Ticket) -> bool:
         """Through its gates as far as they let it. Whether it has passed all."""
-        while ticket.passed < len(ticket.gates):
+        while True:
+            if ticket.passed == 1 and ticket.not_before > time.monotonic():  # taken back while it waited in its lane
+                ticket.work.waiting += 1
+                self._retries.add(ticket, ticket.not_before)
+                return False
+            if ticket.passed == len(ticket.gates):
+                return True
             if not ticket.gates[ticket.passed].enter(ticket):
                 ticket.work.waiting += 1
                 return False
             ticket.passed += 1
-        return True
 
     @staticmethod
     def _leave(ticket: Ticket) -> None:
@@ -140,26 +152,19 @@ class Dispatch:
         ticket.passed = 0
 
     def _submit(self, items: list[Item]) -> None:
-        if self._classes is not None:
-            self._classes.add(items)
-        else:
-            self._hand_to_crews(items)
-
-    def _hand_to_crews(self, items: list[Item]) -> None:
-        if len(self._crews) == 1:
-            self._crews[0].submit(items)
-            return
-        for crew in self._crews:
-            own = [item for item in items if item[0].crew is crew]
-            if own:
+        for index, crew in enumerate(self._crews):
+            own = items if len(self._crews) == 1 else [item for item in items if item[0].crew is crew]
+            if own and self._classes:
+                self._classes[index].add(own)
+            elif own:
                 crew.submit(own)
 
-    def _feed_crews(self) -> None:
-        assert self._classes is not None
-        free = AHEAD_OF_RUNNERS - max(map(len, self._feed.queues))
-        if free > 0 and (taken := self._classes.take(free)):
-            self._hand_to_crews(taken)
-        if self._classes:
+    def _fill(self, crew: Crew, classes: _Classes) -> None:
+        """Give a crew the next ones of each priority, but few: what comes later waits behind them."""
+        free = AHEAD_OF_RUNNERS - len(crew.queue)
+        if free > 0 and (taken := classes.take(free)):
+            crew.submit(taken)
+        if classes:
             self._feed.low = AHEAD_OF_RUNNERS // 2
             self._feed.is_full = True  # so that a runner that finds few left says so
 
@@ -187,13 +192,10 @@ class Dispatch:
     def take_cancelled(self, ids: Collection[Id]) -> list[Item]:
         """Take out what waits of these invocations, and have stopped what runs of them as far as it can be."""
 
-        def is_one(item: Item) -> bool:
-            return identify(item[1], item[2], item[3].tp) in ids
-
-        taken = self._take(is_one)
+        taken = self._take(lambda item: is_among(item, ids))
         for crew in self._crews:
             for item in crew.running():
-                if is_one(item):
+                if is_among(item, ids):
                     crew.cancel_run(item)
         return taken
 
@@ -221,9 +223,14 @@ class Dispatch:
                 (taken if is_wanted(item) else kept).append(item)
             if kept:
                 crew.submit(kept)
-        if self._classes is not None:
-            taken += self._classes.remove(is_wanted)
+        for classes in self._classes:
+            taken += classes.remove(is_wanted)
         return taken
+
+
+def is_among(item: Item, ids: Collection[Id]) -> bool:
+    """Whether it is one of these invocations."""
+    return identify(item[1], item[2], item[3].tp) in ids
 
 
 def _joint_of(item: Item) -> Joint | None:

@@ -21,11 +21,14 @@ from typing import Protocol
 
 from taskq.worker.work import Item, Joint, Work
 
+AGAIN_S = 0.25
+"""How soon to try again what could not be stored."""
+
 
 class Ticket:
     """An item on its way through gates. Stands in it where a `Work` would."""
 
-    __slots__ = ("_free", "delivery", "gates", "inner", "item", "passed", "tp", "work")
+    __slots__ = ("_free", "delivery", "gates", "inner", "item", "not_before", "passed", "tp", "work")
 
     def __init__(
         self,
@@ -42,6 +45,8 @@ class Ticket:
         """How many of them it has passed."""
         self.delivery = delivery
         self.tp = work.tp
+        self.not_before = 0.0
+        """If it is tried again: when (monotonic)."""
         self.item: Item
         self._free = free
 
@@ -248,6 +253,7 @@ class BatchGate:
         self._left = width
         self._before = before
         """False: not now."""
+        self._again_at = 0.0
         self._waiting: deque[Ticket] = deque()
 
     def enter(self, ticket: Ticket) -> bool:
@@ -256,11 +262,12 @@ class BatchGate:
 
     def release(self, now: float) -> list[Ticket]:
         free = int(min(self._left, len(self._waiting)))
-        if not free:
+        if not free or now < self._again_at:
             return []
         batch = [self._waiting.popleft() for _ in range(free)]
         if not self._before(batch):
             self._waiting.extendleft(reversed(batch))
+            self._again_at = now + AGAIN_S
             return []
         self._left -= free
         return batch
@@ -273,7 +280,7 @@ class BatchGate:
         return removed
 
     def next_at(self) -> float:
-        return -math.inf if self._waiting and self._left >= 1 else math.inf
+        return self._again_at if self._waiting and self._left >= 1 else math.inf
 
 
 class Pause:

@@ -49,15 +49,17 @@ class Intake:
         items: list[Item] = []
         failures: list[Ended] = []
         skipped: list[int] = []
-        is_usual = not self.cancelled and bool(records) and records[0].offset >= work.suspects_end
+        is_usual, cancelled = bool(records) and records[0].offset >= work.suspects_end, self.cancelled
         add, plain_of = items.append, (self._plain if is_usual else _NONE).get
         for record in records:
             try:
                 envelope = decode_envelope(record[3])
                 job = plain_of(envelope.name)
                 if job is not None and not record[4]:
-                    add((job, envelope, record, work))
-                    continue
+                    ident = envelope.id
+                    if not cancelled or (ident is not None and ident not in cancelled):
+                        add((job, envelope, record, work))
+                        continue
                 found = self._look_closely(work, envelope, record)
             except InvocationError as error:
                 found = Ended(work, record, "", describe(error, "unreadable"))

@@ -29,10 +29,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, Record, TopicPartition
 from taskq.context import look_for_cancelled_in
-from taskq.errors import StorageFull
+from taskq.errors import StorageFull, TopicNotFound
 from taskq.metrics import Metrics
 from taskq.worker.cancels import Cancels
-from taskq.worker.dispatch import Dispatch, give_gates, priorities_of
+from taskq.worker.dispatch import Dispatch, give_gates, is_among, priorities_of
 from taskq.worker.gates import BatchGate, Nowhere, Ticket
 from taskq.worker.intake import Intake
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
@@ -46,6 +46,7 @@ HANDOVER_S = 1.0
 """How long a partition that another member should have waits for what runs in it, before it is kept for a while."""
 
 _IDLE_S = 60.0
+_STATE_BYTES_MAX = ENCODED_BYTES_MAX + STANDING_BYTES_MAX
 
 _log = logging.getLogger("taskq.worker")
 
@@ -189,6 +190,8 @@ class Poller:
             self.works[tp] = self._take_up(tp, committed)
         if polled.assigned:
             self._partitions.clear()
+            for tp in polled.assigned:
+                self.works[tp].set_limit()
             self._commit([self.works[tp] for tp in polled.assigned])
         for tp in polled.lost:
             lost = [self.works.pop(tp)]
@@ -196,7 +199,7 @@ class Poller:
             _discard(self._dispatch.take_back(lost) + _take_parked(lost))
         for tp in polled.revoking:
             self.works[tp].handover_at = now + HANDOVER_S
-            self.works[tp].parked = self._dispatch.take_unbegun([self.works[tp]])
+            self.works[tp].parked += self._dispatch.take_unbegun([self.works[tp]])  # it may be asked for again
         for tp, error in polled.errors.items():
             self.works[tp].error = error
             _log.error("group %s stops reading %s: %s", self._group, tp, error)
@@ -282,7 +285,11 @@ class Poller:
     def _cancel(self) -> None:
         """Take out what was cancelled while it waited, and stop what runs of it."""
         self._intake.cancelled = self._cancels.ids
-        for item in self._dispatch.take_cancelled(self._cancels.ids):
+        taken = self._dispatch.take_cancelled(self._cancels.ids)
+        for work in self.works.values():
+            taken += [item for item in work.parked if is_among(item, self._cancels.ids)]
+            work.parked = [item for item in work.parked if not is_among(item, self._cancels.ids)]
+        for item in taken:
             failure = Failure("cancelled", "", "it was cancelled", outcome="cancelled")
             self.feed.failures.append(Ended(item[3], item[2], item[0].task.name, failure, item))
 
@@ -290,9 +297,15 @@ class Poller:
         """Which part of `topics` this worker holds: that of a limit for the whole group which is its own."""
         for topic in topics:
             if topic not in self._partitions:
-                self._partitions[topic] = self._count_partitions(topic)
+                self._partitions[topic] = self._count(topic)
         held = sum(tp.topic in topics for tp in self.works)
         return held / max(1, sum(self._partitions[topic] for topic in topics))
+
+    def _count(self, topic: str) -> int:
+        try:
+            return self._count_partitions(topic)
+        except TopicNotFound:  # deleted: whoever publishes makes it anew
+            return 0
 
     # -- before something starts
 
@@ -304,19 +317,23 @@ class Poller:
         return True
 
     def _finish_early(self, tickets: list[Ticket]) -> bool:
-        """Store that these are finished, before they run."""
+        """Store that these are finished, before they run. Only then are they."""
+        offsets: dict[Work, list[int]] = {}
         for ticket in tickets:
-            ticket.work.finish_early(ticket.item[2].offset)
-        if not self._commit({ticket.work for ticket in tickets}):
+            offsets.setdefault(ticket.work, []).append(ticket.item[2].offset)
+        if not self._store({work: work.state_after(early) for work, early in offsets.items()}):
             return False
         for ticket in tickets:
-            ticket.inner = Nowhere(ticket.work)
+            ticket.work.finish_early(ticket.item[2].offset)
+            ticket.inner = Nowhere(ticket.work)  # from here on it must run here, or it never will
         return True
 
     # -- outcomes out
 
     def _fold_and_commit(self, *, is_open: bool = True) -> None:
         self._take_up_ended()
+        for work in self.works.values():
+            work.set_limit()
         self._commit(self.works.values(), is_open=is_open)
 
     def _take_up_ended(self) -> None:
@@ -330,17 +347,16 @@ class Poller:
             job.count(self._clock_skew_s)
 
     def _commit(self, works: Iterable[Work], *, is_open: bool = True) -> bool:
-        """Store the progress of `works`. False: there is no space for it, so it is to be tried again."""
-        states = {}
-        for work in works:
-            if is_open:
-                work.set_limit()
-            state = work.state(is_open=is_open)
-            # Too long to be stored only where two crews are far apart; the partition is stalled then.
-            if state != work.committed and len(state[1]) <= ENCODED_BYTES_MAX + STANDING_BYTES_MAX:
-                states[work] = state
+        """Store the progress of `works`. False: there is no space for some of it, so it is to be tried again."""
+        return self._store({work: work.state(is_open=is_open) for work in works})
+
+    def _store(self, wanted: Mapping[Work, tuple[int, bytes]]) -> bool:
+        # Too long to be stored only where two crews are far apart; the partition is stalled then.
+        fitting = {work: state for work, state in wanted.items() if len(state[1]) <= _STATE_BYTES_MAX}
+        is_whole = len(fitting) == len(wanted)
+        states = {work: state for work, state in fitting.items() if state != work.committed}
         if not states:
-            return True
+            return is_whole
         try:
             self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
         except StorageFull as error:
@@ -349,7 +365,7 @@ class Poller:
         for work, state in states.items():
             work.committed = state
         self._commits.inc()
-        return True
+        return is_whole
 
 
 def _bytes_of(records: Sequence[Record]) -> int:

@@ -30,6 +30,9 @@ from taskq.worker.work import Ended, Item
 AT_ONCE_MAX = 1000
 """How many are written at once, to bound the memory they take with their tracebacks."""
 
+AGAIN_S = 0.25
+"""How long to leave a full disk alone."""
+
 _log = logging.getLogger("taskq.worker")
 
 
@@ -47,29 +50,36 @@ class Settler:
         self._producer = producer
         self._metrics = metrics
         self._retry_in_place = retry_in_place
+        self._again_at = 0.0
+        """After a disk was full (monotonic)."""
 
     def settle(self, failures: deque[Ended]) -> None:
         """Settle all of `failures`, and take them off it. What there is no space for stays: call again."""
-        while failures:
-            batch = [failures[index] for index in range(min(len(failures), AT_ONCE_MAX))]
+        while failures and time.monotonic() >= self._again_at:
+            batch = [failures.popleft() for _ in range(min(len(failures), AT_ONCE_MAX))]
             now_ms = -(-time.time_ns() // 1_000_000)  # rounded up: nothing comes back too early
-            by_topic: dict[str, list[Message]] = {}
+            by_topic: dict[str, list[tuple[Ended, Message]]] = {}
             for ended in batch:
                 if not _stays(ended) and (sent := self._message(ended, now_ms)):
-                    by_topic.setdefault(sent[0], []).append(sent[1])
-            try:
-                for topic, messages in by_topic.items():
-                    self._producer.send_many(topic, messages)
-            except StorageFull as error:
-                _log.error("can't write %d outcomes of group %s yet: %s", len(failures), self._group, error)
-                return
-            for ended in batch:
-                failures.popleft()
-                self._end(ended)
+                    by_topic.setdefault(sent[0], []).append((ended, sent[1]))
+                else:
+                    self._end(ended)
+            for topic, told in by_topic.items():
+                try:
+                    self._producer.send_many(topic, [message for _, message in told])
+                except StorageFull as error:
+                    self._again_at = time.monotonic() + AGAIN_S
+                    failures.extend(ended for ended, _ in told)
+                    _log.error("can't write %d outcomes of group %s yet: %s", len(told), self._group, error)
+                    continue
+                for ended, _ in told:
+                    self._end(ended)
 
     def _end(self, ended: Ended) -> None:
         failure = ended.failure
-        self._metrics.executions.labels(self._group, ended.task, failure.outcome).inc()
+        # Whoever may publish may make up names: they must not become series without end.
+        name = "" if failure.reason == "unknown-task" else ended.task
+        self._metrics.executions.labels(self._group, name, failure.outcome).inc()
         self._tell(ended)
         if _stays(ended) and ended.item is not None:
             assert failure.delay_s is not None

@@ -84,7 +84,10 @@ class Throttle:
         """Have the consumer fetch what is wanted, and nothing else."""
         full = self._dispatch.full_topics
         unwanted = {
-            tp for tp, work in self._works.items() if self.is_full or work.is_stalled or work.error or tp.topic in full
+            tp
+            for tp, work in self._works.items()
+            # While it is to be handed over, nothing new may overtake what was taken back.
+            if self.is_full or work.is_stalled or work.error or work.handover_at is not None or tp.topic in full
         }
         if unwanted != self._paused:
             if paused := unwanted - self._paused:

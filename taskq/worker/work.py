@@ -24,7 +24,7 @@ from taskq.decorators import Task
 from taskq.message import Envelope
 from taskq.metrics import Metrics
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
-from taskq.worker.retries import Failure, decide
+from taskq.worker.retries import Failure, decide, describe
 from taskq.worker.standing import AHEAD, AHEAD_WHEN_IDLE, NOBODY, Standing
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Job:
         other = copy.copy(self)
         other.run = run
         other.crew = crew or self.crew
+        other.careful = other
         return other
 
     def count(self, clock_skew_s: float) -> None:
@@ -150,6 +151,16 @@ class Work:
         self.marks = {offset: count for offset, count in self.marks.items() if not self.progress.is_finished(offset)}
         standing = Standing(self.limit if is_open else 0, self.marks)
         return low, standing.encode(low) + self.progress.encode()
+
+    def state_after(self, offsets: list[int]) -> tuple[int, bytes]:
+        """What to store if these were finished, too."""
+        before = self.progress
+        self.progress = Progress.decode(before.low, before.encode())
+        try:
+            self.progress.finish(offsets)
+            return self.state()
+        finally:
+            self.progress = before
 
     def skip(self, offsets: list[int]) -> None:
         """These are no business of this group."""
@@ -279,13 +290,15 @@ class Crew(Protocol):
 class Feed:
     """How runners tell the poller that they want more, or how one ended. Shared by all crews of a worker."""
 
-    __slots__ = ("failures", "freed", "is_full", "low", "queues", "wake")
+    __slots__ = ("failures", "freed", "is_each", "is_full", "low", "queues", "wake")
 
     def __init__(self, low: int, wake: Callable[[], None]) -> None:
         self.is_full = False
         """Set by the poller when it stops fetching; reset by the runner that finds less than `low` queued."""
         self.low = low
         """Changed by the poller before it sets `is_full`."""
+        self.is_each = False
+        """Whether each queue is filled by itself, so that one that is low says so whatever the others are."""
         self.queues: list[deque[Item]] = []
         """Those of all crews."""
         self.failures: deque[Ended] = deque()
@@ -299,7 +312,7 @@ class Feed:
 
     def want_more(self) -> None:
         """A runner's own queue is below `low`, and fetching has stopped: have it go on if all are."""
-        if self.queued() < self.low:
+        if self.is_each or self.queued() < self.low:
             self.is_full = False
             self.wake()
 
@@ -311,7 +324,10 @@ class Feed:
     def fail(self, item: Item, error: BaseException) -> None:
         """An item ended with `error`. The poller looks within a commit interval."""
         job, _, record, place = item
-        failure = decide(job.retry, error, record, random(), int(time.time() * 1000))
+        try:
+            failure = decide(job.retry, error, record, random(), int(time.time() * 1000))
+        except Exception:  # a runner must never end with its item
+            failure = describe(error, "failed")
         self.failures.append(Ended(place, record, job.task.name, failure, item))
         if failure.delay_s is not None:
             self.wake()

@@ -144,7 +144,9 @@ class AsyncCrew:
         """In a runner whose item ended with `error`: tell it, and raise again what is not the item's own."""
         if runner.cancelled is item:
             self._feed.fail(item, TaskCancelled("it was cancelled while it ran"))
-            raise error  # its own scope takes it
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                raise error  # its own scope takes it
+            return  # it said something else while it was being stopped
         if isinstance(error, anyio.get_cancelled_exc_class()):
             self._survive(runner)  # or raise: it is unfinished and will be delivered again
         elif self._is_ending():

@@ -25,21 +25,22 @@ from taskq.errors import StorageFull, TopicNotFound
 from tests.processes import wait_until
 
 PUBLISHER = """
-import sys, threading
+import os, sys, threading
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.port import Message
 from taskq.config import Durability
 broker = EmbeddedBroker(sys.argv[1], partitions_default=2, durability=Durability.parse(sys.argv[3]))
 producer, name, number = broker.producer(), sys.argv[2], 0
+begun = os.open(sys.argv[4], os.O_WRONLY | os.O_CREAT)
 told_to_stop = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), told_to_stop.set()), daemon=True).start()
 while not told_to_stop.is_set():
-    sys.stdout.write(f"+{number}\\n")  # begun
+    os.pwrite(begun, number.to_bytes(8, "big"), 0)
     if number % 10:
         producer.send("feed", f"{name} {number}".encode())
     else:
         producer.send_many("feed", [Message(f"{name} {number} {part}".encode()) for part in range(5)])
-    sys.stdout.write(f"-{number}\\n")  # acknowledged
+    sys.stdout.write(f"{number}\\n")  # acknowledged
     if number % 7 == 0:
         sys.stdout.flush()
     number += 1
@@ -49,20 +50,23 @@ while not told_to_stop.is_set():
 class Publisher:
     def __init__(self, root: Path, name: str, durability: str) -> None:
         self.name = name
-        command = [sys.executable, "-u", "-c", PUBLISHER, str(root), name, durability]
+        self._begun = root.with_name(f"{root.name}-{name}")
+        command = [sys.executable, "-u", "-c", PUBLISHER, str(root), name, durability, str(self._begun)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self.begun = self.acknowledged = -1
+        self.acknowledged = -1
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line[0] == "+":
-                self.begun = int(line[1:])
-            else:
-                self.acknowledged = int(line[1:])
+            self.acknowledged = int(line)
+
+    @property
+    def begun(self) -> int:
+        """The last number it has begun to publish, as of now: what it prints is read later."""
+        return int.from_bytes(self._begun.read_bytes(), "big")
 
     def stop(self) -> str:
         """Have it end; what it said on its standard error."""

@@ -48,6 +48,28 @@ def rss_of(worker: WorkerProcess) -> int:
     return int(pages) * 4096
 
 
+class Started:
+    """When each invocation started first, read from the audit as it grows."""
+
+    def __init__(self, audit: Path) -> None:
+        self.at: dict[str, float] = {}
+        self.runs = 0
+        self._audit = audit.open("rb")
+        self._rest = b""
+
+    def update(self) -> int:
+        """Read what is new; how many have started."""
+        *lines, self._rest = (self._rest + self._audit.read()).split(b"\n")
+        for line in lines:
+            _, ident, _, _, _, at = line.decode().split()
+            self.at.setdefault(ident, float(at))
+        self.runs += len(lines)
+        return len(self.at)
+
+    def close(self) -> None:
+        self._audit.close()
+
+
 def publish(here: Bench, count: int, shortest_s: float, longest_s: float, seed: int) -> dict[str, float]:
     """Publish `count` that are due between so many seconds from now; id -> when each is due."""
     draw = random.Random(seed)
@@ -70,6 +92,7 @@ def run(folder: Path, count: int, kills: int, longest_s: float = 20.0, seed: int
         due = publish(here, count, 1.0, longest_s, seed)
         span = longest_s - 1.0
         killed = 0
+        started = Started(here.audit)
 
         def watch() -> bool:
             nonlocal worker, killed, rss_most
@@ -78,21 +101,18 @@ def run(folder: Path, count: int, kills: int, longest_s: float = 20.0, seed: int
                 worker.kill()
                 killed += 1
                 worker = here.start_worker("soak").wait_ready()
-            return here.audit.read_bytes().count(b"\n") >= count and killed == kills
+            return started.update() >= count and killed == kills
 
         wait_until(watch, f"{count} have run", within_s=longest_s * 3 + count / 2000 + 60)
         wait_until(lambda: here.unfinished("soak") == 0, "all is finished")
-        started: dict[str, float] = {}
-        lines = here.audited()
-        for line in lines:
-            _, ident, _, _, _, at = line.split()
-            started.setdefault(ident, float(at))
+        started.update()
+        started.close()
         assert worker.stop() == 0
-    late = sorted((started[ident] - due[ident]) * 1000 for ident in started)
+    late = sorted((at - due[ident]) * 1000 for ident, at in started.at.items())
     return Delayed(
         count,
-        len(started.keys() & due.keys()),
-        len(lines) - len(started),
+        len(started.at.keys() & due.keys()),
+        started.runs - len(started.at),
         sum(ms < 0 for ms in late),
         late[len(late) // 2],
         late[int(len(late) * 0.99)],

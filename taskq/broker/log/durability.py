@@ -53,13 +53,14 @@ class Syncer:
             if not self.is_durable(wanted):
                 if self._head.words[NOTICE] & Notice.DELETED:  # and what is open here may have been closed
                     raise self._gone()
-                self._lock()
-                try:
+                fd = self._open()
+                try:  # from before it is locked: see locks.py
+                    self._lock(fd)
                     self._check_repairs()
                     if not self.is_durable(wanted):
                         self._sync(segment())
                 finally:
-                    unlock(self._fd)
+                    unlock(fd)
                 self._check_repairs()
                 self._durable = max(self._durable, wanted)
 
@@ -117,13 +118,19 @@ class Syncer:
     def _gone(self) -> TopicNotFound:
         return TopicNotFound(f"{self._name}: the topic has been deleted")
 
-    def _lock(self) -> None:
-        try:
-            if self._fd < 0:
+    def _open(self) -> int:
+        if self._fd < 0:
+            try:
                 self._fd = open_lockable(self._files, self._directory, write=False)
-            lock(self._fd)
-        except FileNotFoundError:
-            raise self._gone() from None
+            except FileNotFoundError:
+                raise self._gone() from None
+            except OSError as error:
+                raise storage_error(self._name, self._directory, error) from error
+        return self._fd
+
+    def _lock(self, fd: int) -> None:
+        try:
+            lock(fd)
         except OSError as error:
             raise storage_error(self._name, self._directory, error) from error
 

@@ -54,8 +54,8 @@ class LockablePartition(PartitionView):
         """What `locked` takes besides the mutex."""
         if self._head_fd < 0:
             raise self._closed()
-        lock(self._head_fd)
-        try:
+        try:  # from before it is locked: see locks.py
+            lock(self._head_fd)
             yield
         finally:
             unlock(self._head_fd)

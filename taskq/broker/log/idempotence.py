@@ -34,13 +34,12 @@ from taskq.broker.log.checkpoint import CHECKPOINT_BYTES
 from taskq.broker.log.failures import storage_error
 from taskq.broker.log.files import UNGUARDED, Files, encode_json, read_whole, write_whole
 from taskq.broker.log.head import RECOVERIES, SYNCED, Head, HeadState
-from taskq.broker.log.locks import close_lockable, lock, open_lockable
+from taskq.broker.log.locks import at_once, close_lockable, lock, open_lockable
 from taskq.broker.log.lookup import locate
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.producers import Producers
 from taskq.broker.log.recovery import segment_bases
 from taskq.broker.log.scan import scan
-from taskq.broker.port import WouldBlock
 from taskq.errors import BrokerError, CorruptLog, StorageError
 
 _SNAPSHOTS_KEPT = 2
@@ -202,24 +201,25 @@ class IdempotentAppender:
         producers have sent.
         """
         header = read_header(bytes(BASE_OFFSET.size) + batch[: HEADER_BYTES - BASE_OFFSET.size], 0)
-        if not self._mutex.acquire(wait):
-            raise WouldBlock
+        mutex: AbstractContextManager[object] = self._mutex if wait else at_once(self._mutex)
         try:
-            if self._follower is not None and self._recoveries == self._partition.head.words[RECOVERIES]:
-                self._follower.follow(self._partition.head.state())  # most of the work, before anybody has to wait
-            offset = self._partition.append(
-                batch,
-                header.last_offset_delta + 1,
-                header.max_timestamp_ms,
-                wait=wait,
-                admit=lambda: self._admit(header),
-            )
-            with suppress(OSError, BrokerError):  # it costs whoever opens the partition a longer look
-                self._snapshot()
+            with mutex:
+                return self._append(header, batch, wait)
         except OSError as error:
             raise storage_error(self._partition.name, self._directory, error) from error
-        finally:
-            self._mutex.release()
+
+    def _append(self, header: BatchHeader, batch: bytes, wait: bool) -> int:
+        if self._follower is not None and self._recoveries == self._partition.head.words[RECOVERIES]:
+            self._follower.follow(self._partition.head.state())  # most of the work, before anybody has to wait
+        offset = self._partition.append(
+            batch,
+            header.last_offset_delta + 1,
+            header.max_timestamp_ms,
+            wait=wait,
+            admit=lambda: self._admit(header),
+        )
+        with suppress(OSError, BrokerError):  # it costs whoever opens the partition a longer look
+            self._snapshot()
         return offset
 
     def _admit(self, header: BatchHeader) -> int | None:

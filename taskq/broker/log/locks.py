@@ -13,15 +13,24 @@ What follows from "open file description", and who takes care of it:
   which unlocks nothing of the parent's. (A process that is executed never gets them: they are close-on-exec.) What
   memory-maps such a file opens it once more for that, since a mapping keeps a copy of its descriptor.
 - Network file systems differ. The data directory must be on a local one.
+
+What a signal handler raises (KeyboardInterrupt, where somebody looks at a log from a notebook) may come between any two
+calls, also between the one that takes a lock and whatever is to free it. A process that lives on would hold it for
+ever. So a flock is taken inside of the `try` that frees it, since to unlock what is not locked does no harm. Of a
+`threading.Lock` it must be known whether it is ours: it is taken with `with`, or by `attempts`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from itertools import repeat
 
 from taskq.broker.log.files import Files
+from taskq.broker.port import WouldBlock
 
 EXCLUSIVE = fcntl.LOCK_EX
 TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -83,3 +92,30 @@ def try_lock(fd: int) -> bool:
 
 def unlock(fd: int) -> None:
     flock(fd, UNLOCK)
+
+
+# -- the locks of threads
+
+
+def attempts(mutex: threading.Lock, *, wait: bool) -> Iterator[bool]:
+    """`for is_ours in attempts(...): break` takes the mutex, or does not if it is taken and `wait` is false.
+
+    It is a loop because no handler runs between the call that this makes and the assignment, as one may after a call
+    that is written out. It can be used again and again.
+    """
+    return map(mutex.acquire, repeat(wait))
+
+
+@contextmanager
+def at_once(mutex: threading.Lock) -> Generator[None]:
+    """`with mutex`, but if that is taken it raises WouldBlock."""
+    is_ours = False
+    try:
+        for is_ours in attempts(mutex, wait=False):  # noqa: B007
+            break
+        if not is_ours:
+            raise WouldBlock
+        yield
+    finally:
+        if is_ours:
+            mutex.release()

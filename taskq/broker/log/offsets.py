@@ -108,21 +108,23 @@ class Lease:
         except FileNotFoundError:
             files.makedirs(f"{names.group_topics(root, group)}/{topic}")
             fd = open_lockable(files, path, create=True)
+        lease: Lease | None = None
         try:
-            if not try_lock(fd):
-                close_lockable(files, fd)
-                return None
-            raw = files.pread(fd, FILE_BYTES, 0)
-            if len(raw) < FILE_BYTES:  # written out now: a commit on a full disk must only overwrite
-                _sync_names(files, root, path)
-                _write(files, fd, bytes(FILE_BYTES - len(raw)), len(raw))
-            files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
-            holding = _write_again(files, fd, raw)
-            files.sync(fd)
+            if try_lock(fd):
+                raw = files.pread(fd, FILE_BYTES, 0)
+                if len(raw) < FILE_BYTES:  # written out now: a commit on a full disk must only overwrite
+                    _sync_names(files, root, path)
+                    _write(files, fd, bytes(FILE_BYTES - len(raw)), len(raw))
+                files.pwrite(fd, owner.encode()[:OWNER_BYTES].ljust(OWNER_BYTES, b"\0"), 0)
+                holding = _write_again(files, fd, raw)
+                files.sync(fd)
+                lease = cls(files, fd, path, holding)
         except OSError as error:
-            close_lockable(files, fd)
             raise storage_error(f"the lease of group {group} on {topic}/{number}", path, error) from error
-        return cls(files, fd, path, holding)
+        finally:
+            if lease is None:  # whatever ended it
+                close_lockable(files, fd)
+        return lease
 
     def commit(self, committed: Committed, end: int) -> None:
         """Store it; the log ends at `end` now.

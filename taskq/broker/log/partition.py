@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 
 from taskq.broker.log import checkpoint
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
@@ -39,7 +39,7 @@ from taskq.broker.log.head import (
     Times,
 )
 from taskq.broker.log.index import INDEX_INTERVAL_BYTES
-from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, close_lockable, flock
+from taskq.broker.log.locks import EXCLUSIVE, TRY, UNLOCK, at_once, attempts, close_lockable, flock
 from taskq.broker.log.opening import clean_up, cut_tail, open_head
 from taskq.broker.log.segment import OPEN, ActiveSegment
 from taskq.broker.port import WouldBlock
@@ -64,6 +64,8 @@ class Partition(LockablePartition):
     __slots__ = (
         "_altered",
         "_appended",
+        "_attempts",
+        "_attempts_at_once",
         "_checkpointed",
         "_failure",
         "_generation",
@@ -97,6 +99,8 @@ class Partition(LockablePartition):
         self._altered = altered
         self._segment_bytes_max = segment_bytes_max
         self._pwrite = files.pwrite
+        self._attempts = attempts(self._mutex, wait=True)
+        self._attempts_at_once = attempts(self._mutex, wait=False)
         self._failure: StorageError | None = None
         self._generation = -1
         self._appended = 0
@@ -113,7 +117,7 @@ class Partition(LockablePartition):
 
     # -- appending
 
-    def append(  # noqa: PLR0912 - a frame more would be felt
+    def append(  # noqa: C901, PLR0912, PLR0915 - a frame more would be felt
         self, batch: bytes, count: int, timestamp_ms: int, *, wait: bool = True, admit: Admit | None = None
     ) -> int:
         """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
@@ -125,17 +129,20 @@ class Partition(LockablePartition):
         `admit` is called under the locks, when nothing can be appended by anybody else: it returns the offset at which
         this very batch is in the log already, which is then not appended, or raises what speaks against it.
         """
-        if not self._mutex.acquire(wait):
-            raise WouldBlock
+        is_ours = False
         try:
+            for is_ours in self._attempts if wait else self._attempts_at_once:  # noqa: B007
+                break
+            if not is_ours:
+                raise WouldBlock
             head_fd, words = self._head_fd, self._words
-            try:
-                flock(head_fd, EXCLUSIVE if wait else TRY)
-            except BlockingIOError:
-                raise WouldBlock from None
-            except ValueError:
-                raise self._closed() from None
-            try:
+            if head_fd < 0:
+                raise self._closed()
+            try:  # from before it is locked: see locks.py
+                try:
+                    flock(head_fd, EXCLUSIVE if wait else TRY)
+                except BlockingIOError:
+                    raise WouldBlock from None
                 generation = words[GENERATION]
                 if generation != self._generation or words[INTENT] != generation:
                     self._refresh()
@@ -164,13 +171,15 @@ class Partition(LockablePartition):
                         self._steady = segment.index(self._head, self._steady, end - 1, position)
                 except OSError as error:
                     raise self._undo(segment, error) from error
+                generation = self._publish(position + size, end, self._steady)
                 self._next_offset = self._appended = end
                 self._position = position + size
-                self._generation = self._publish(position + size, end, self._steady)
+                self._generation = generation  # last: whatever ends this before, the next append looks at the head
             finally:
                 flock(head_fd, UNLOCK)
         finally:
-            self._mutex.release()
+            if is_ours:
+                self._mutex.release()
         return offset
 
     def _undo(self, segment: ActiveSegment, error: OSError) -> BrokerError:
@@ -203,7 +212,8 @@ class Partition(LockablePartition):
                 self._segment_bytes_max = self._altered() or self._segment_bytes_max
                 self._settings = settings
             if self._segment is None or state.segment_base != self._segment.base:
-                self._use(ActiveSegment(self._files, self._directory, state.segment_base))
+                with self._opened(state.segment_base) as segment:
+                    self._use(segment)
             if self._head.is_interrupted:
                 clean_up(self._files, self._directory, self.name, self._head, state)
         except OSError as error:
@@ -214,6 +224,16 @@ class Partition(LockablePartition):
         self._position, self._next_offset = state.position, state.next_offset
         self._generation = self._words[GENERATION]
         self._syncer.begin(self._appended)
+
+    @contextmanager
+    def _opened(self, base: int) -> Generator[ActiveSegment]:
+        """A segment that is to be used. It is closed if it is not."""
+        segment = ActiveSegment(self._files, self._directory, base)
+        try:
+            yield segment
+        finally:
+            if segment is not self._segment:
+                segment.close()
 
     def _use(self, segment: ActiveSegment) -> None:
         """Append to `segment` from now on. The head names it by now: else whoever comes next removes its files."""
@@ -238,23 +258,18 @@ class Partition(LockablePartition):
             self._syncer.sync_name()
         self._generation = -1
         self._head.begin()
-        segment: ActiveSegment | None = None
         try:
             self._segment.index_time(self._head)
             self._segment.sync_indexes()
-            segment = ActiveSegment(self._files, self._directory, base)
-            self._files.sync_directory(self._directory)
-            state = HeadState(base, 0, base, -1, 0, start)
-            self._words[SYNCED], self._words[NAMED] = base, 1
-            generation = self._publish(0, base, Steady.of(state))
-            self._head.set_times(Times())
-            self._use(segment)
-        except BaseException as error:  # also what a signal handler raises
-            if segment is not None and segment is not self._segment:
-                segment.close()
-            if isinstance(error, OSError):
-                raise storage_error(self.name, self._directory, error) from error
-            raise
+            with self._opened(base) as segment:
+                self._files.sync_directory(self._directory)
+                state = HeadState(base, 0, base, -1, 0, start)
+                self._words[SYNCED], self._words[NAMED] = base, 1
+                generation = self._publish(0, base, Steady.of(state))
+                self._head.set_times(Times())
+                self._use(segment)
+        except OSError as error:
+            raise storage_error(self.name, self._directory, error) from error
         self._position, self._steady, self._generation = 0, Steady.of(state), generation
         with suppress(OSError):  # recovery would scan a little more
             checkpoint.write(self._files, self._directory, Checkpoint(state, Times()))
@@ -347,17 +362,14 @@ class Partition(LockablePartition):
 
         Called by who has another partition's locks, so it waits for nothing.
         """
-        with ExitStack() as locks:
-            for mutex in (self._mutex, self._syncer.mutex):
-                if not mutex.acquire(blocking=False):
-                    return False
-                locks.callback(mutex.release)
+        with suppress(WouldBlock), at_once(self._mutex), at_once(self._syncer.mutex):
             if self.needs_sync and not self.is_dirty_for_good:
                 return False
             if self._segment is not None:
                 self._segment.close()
             self._segment, self._generation = None, -1
-        return True
+            return True
+        return False
 
     def close(self) -> None:
         """Note how far the log is sound, if this process has appended to it, and let go of its files."""

@@ -23,7 +23,7 @@ class ActiveSegment:
         try:
             for path in (names.log(directory, base), names.index(directory, base), names.timeindex(directory, base)):
                 opened.append(files.open(path, create=True))  # noqa: PERF401 - those opened before one fails are closed
-        except OSError:
+        except BaseException:
             for fd in opened:
                 files.close(fd)
             raise

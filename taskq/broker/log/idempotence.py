@@ -218,8 +218,9 @@ class IdempotentAppender:
             wait=wait,
             admit=lambda: self._admit(header),
         )
-        with suppress(OSError, BrokerError):  # it costs whoever opens the partition a longer look
-            self._snapshot()
+        if wait:
+            with suppress(OSError, BrokerError):  # it costs whoever opens the partition a longer look
+                self._snapshot()
         return offset
 
     def _admit(self, header: BatchHeader) -> int | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from taskq.broker.log import checkpoint
 from taskq.broker.log.checkpoint import CHECKPOINT_BYTES, Checkpoint
@@ -124,7 +124,7 @@ class Partition(LockablePartition):
 
         `batch` lacks its base offset, as batch.encode_one leaves it; `timestamp_ms` is its largest timestamp. Raises
         StorageFull, after which nothing has changed; StorageError for any other failure; TopicNotFound if the topic has
-        been deleted; WouldBlock if `wait` is false and a lock is taken.
+        been deleted; WouldBlock if `wait` is false and it would have to wait for a lock or the disk.
 
         `admit` is called under the locks, when nothing can be appended by anybody else: it returns the offset at which
         this very batch is in the log already, which is then not appended, or raises what speaks against it.
@@ -145,7 +145,7 @@ class Partition(LockablePartition):
                     raise WouldBlock from None
                 generation = words[GENERATION]
                 if generation != self._generation or words[INTENT] != generation:
-                    self._refresh()
+                    self._refresh(wait)
                 if admit is not None and (found := admit()) is not None:
                     self._appended = max(self._appended, found + count)  # `sync` must cover it, whoever appended it
                     return found
@@ -196,9 +196,11 @@ class Partition(LockablePartition):
             self._failure = failure
         return failure
 
-    def _refresh(self) -> None:
+    def _refresh(self, wait: bool = True) -> None:
         """Bring the cache up to the head; cut what a writer that died left behind. Under both locks."""
         self._check_failure()
+        if self._head.is_interrupted and not wait:  # to cut it takes an fsync
+            raise WouldBlock
         notice = self._words[NOTICE]
         if notice & Notice.DELETED:
             raise self._gone()
@@ -213,7 +215,7 @@ class Partition(LockablePartition):
                 self._settings = settings
             if self._segment is None or state.segment_base != self._segment.base:
                 with self._opened(state.segment_base) as segment:
-                    self._use(segment)
+                    self._use(segment, wait)
             if self._head.is_interrupted:
                 clean_up(self._files, self._directory, self.name, self._head, state)
         except OSError as error:
@@ -235,9 +237,10 @@ class Partition(LockablePartition):
             if segment is not self._segment:
                 segment.close()
 
-    def _use(self, segment: ActiveSegment) -> None:
+    def _use(self, segment: ActiveSegment, wait: bool = True) -> None:
         """Append to `segment` from now on. The head names it by now: else whoever comes next removes its files."""
-        with self._syncer.mutex:  # nobody may be syncing what is closed here
+        mutex: AbstractContextManager[object] = self._syncer.mutex if wait else at_once(self._syncer.mutex)
+        with mutex:  # nobody may be syncing what is closed here
             old, self._segment = self._segment, segment
         if old is not None:
             old.close()

@@ -13,7 +13,7 @@ import pytest
 
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.files import RealFiles
-from taskq.broker.log.head import NAMED
+from taskq.broker.log.head import INTENT, NAMED
 from taskq.broker.port import Committed, TopicPartition, WouldBlock
 from taskq.errors import BrokerUnavailable, StorageError, StorageFull
 from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
@@ -129,6 +129,29 @@ def test_a_roll_is_not_for_those_who_can_not_wait(open_partition: OpenPartition)
     assert files.syncs == 0
     partition.append(plain(b"x" * 80), 1, NOW_MS)
     assert files.syncs >= 1
+
+
+def test_who_can_not_wait_does_not_wait_for_a_sync_of_the_segment_before(open_partition: OpenPartition) -> None:
+    files = Files()
+    ours, theirs = open_partition(files), open_partition(files)
+    ours.append(plain(b"0"), 1, NOW_MS)
+    theirs.roll()
+    with ours._syncer.mutex, pytest.raises(WouldBlock):
+        ours.append(plain(b"lost"), 1, NOW_MS, wait=False)
+    assert ours.append(plain(b"1"), 1, NOW_MS, wait=False) == 1
+    assert values(read_all(theirs)) == [b"0", b"1"]
+
+
+def test_who_can_not_wait_leaves_what_a_dead_writer_left_to_others(open_partition: OpenPartition) -> None:
+    files = Files()
+    partition = open_partition(files)
+    partition.append(plain(b"0"), 1, NOW_MS)
+    partition._words[INTENT] += 1
+    with pytest.raises(WouldBlock):
+        partition.append(plain(b"lost"), 1, NOW_MS, wait=False)
+    assert files.syncs == 0, "cutting it is synced"
+    assert partition.append(plain(b"1"), 1, NOW_MS) == 1
+    assert files.syncs == 1
 
 
 def test_an_append_that_failed_leaves_the_one_before_to_be_synced(open_partition: OpenPartition) -> None:

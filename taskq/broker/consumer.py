@@ -145,6 +145,11 @@ class EmbeddedConsumer:
             try:
                 records = cursor.read(READ_BYTES, records_max)
             except (CorruptLog, OffsetOutOfRange, OSError) as error:
+                if isinstance(error, OSError) and is_out_of_files(error):  # nothing is wrong with the partition
+                    if not (fetched or errors or skipped):
+                        raise storage_error(f"{tp} can't be read", error.filename or "its log", error) from error
+                    self._first += turn  # it goes first next time, and what still fails is raised then
+                    break
                 if not held.partition.is_deleted:  # else the next look at the group finds it lost
                     errors[tp] = _why(tp, error)
                 held.is_paused = True
@@ -166,7 +171,7 @@ class EmbeddedConsumer:
         target: set[TopicPartition] = set() if self._is_leaving else self._find_target()
         if lost := self._lose():  # after the target: what has no place in it, since its topic is gone, is not revoked
             return Polled(lost=lost)
-        assigned = {tp: committed for tp in sorted(target - self._held.keys()) if (committed := self._take(tp))}
+        assigned = self._take_all(sorted(target - self._held.keys()))
         revoking = set()
         for tp, held in self._held.items():
             if tp in target:
@@ -178,6 +183,21 @@ class EmbeddedConsumer:
         if not assigned and not revoking:
             return None
         return Polled(assigned=assigned, revoking=frozenset(revoking))
+
+    def _take_all(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Committed]:
+        """Take those that are free. What fails is raised once the owner has heard of those that were taken before."""
+        taken: dict[TopicPartition, Committed] = {}
+        for tp in tps:
+            try:
+                committed = self._take(tp)
+            except BrokerError:
+                if not taken:
+                    raise
+                self._next_tick = 0.0  # tried again, and raised, at the next poll
+                break
+            if committed is not None:
+                taken[tp] = committed
+        return taken
 
     def _lose(self) -> frozenset[TopicPartition]:
         """Let go of partitions whose topic has been deleted."""
@@ -319,11 +339,9 @@ class EmbeddedConsumer:
 
 
 def _why(tp: TopicPartition, error: CorruptLog | OffsetOutOfRange | OSError) -> BrokerError:
-    """What to say of a partition that can't be read. Raises, if nothing is wrong with the partition."""
+    """What to say of a partition that can't be read."""
     if not isinstance(error, OSError):
         return error
-    if is_out_of_files(error):
-        raise storage_error(f"{tp} can't be read", error.filename or "its log", error) from error
     failure = StorageError(f"{tp}: reading failed: {error.strerror} ({error.filename or 'its log'})")
     failure.__cause__ = error
     return failure

@@ -5,7 +5,7 @@ durably, before it is started, without paying for that with every invocation. So
 
 - While a worker holds a partition, what it commits there carries a `limit`: nothing at or beyond that offset has been
   started. It is moved on some thousand offsets at a time, mostly by commits that are made anyway. Who gives the
-  partition up in order stores no limit.
+  partition up in order stores no limit, or where the suspects end of whom some are left.
 - Whoever finds a limit when it takes a partition over knows that the one before died, and that what is unfinished
   below the limit may have been running then. These are suspects: they are handed out few at a time, and each is marked
   in the commit, with the number of its deliveries, before it starts. All else goes on as always.
@@ -48,7 +48,7 @@ class Standing:
     """See the module docstring."""
 
     limit: int = 0
-    """0: the partition was given up in order."""
+    """0: the partition was given up in order, with no suspects left."""
     marks: Mapping[int, int] = Factory(lambda: MappingProxyType({}))
     """Offset -> deliveries."""
 

@@ -146,10 +146,14 @@ class Work:
             self.limit = max(self.limit, self.suspects_end)
 
     def state(self, *, is_open: bool = True) -> tuple[int, bytes]:
-        """What to store: the offset, and its metadata. Not `is_open`: it is given up in order."""
+        """What to store: the offset, and its metadata. Not `is_open`: it is given up in order.
+
+        Those that are left of the suspects are suspects for whoever has it next: their deliveries go on being counted.
+        """
         low = self.progress.low
         self.marks = {offset: count for offset, count in self.marks.items() if not self.progress.is_finished(offset)}
-        standing = Standing(self.limit if is_open else 0, self.marks)
+        given_up = self.suspects_end if low < self.suspects_end else 0
+        standing = Standing(self.limit if is_open else given_up, self.marks)
         return low, standing.encode(low) + self.progress.encode()
 
     def state_after(self, offsets: list[int]) -> tuple[int, bytes]:

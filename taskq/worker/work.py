@@ -102,7 +102,7 @@ class Work:
     def __init__(self, tp: TopicPartition, progress: Progress, before: Standing = NOBODY) -> None:
         self.tp = tp
         self.progress = progress
-        self.committed = (progress.low, b"")
+        self.committed: tuple[int, bytes] = (progress.low, b"")
         """What is stored; the metadata is empty as long as this worker has stored none."""
         self.handed_out = 0
         """Records that are queued or run."""

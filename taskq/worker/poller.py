@@ -311,6 +311,7 @@ class Poller:
 
     def _mark(self, tickets: list[Ticket]) -> bool:
         """Store how often these have been delivered, this time included, before they are."""
+        self._fold()  # so that the same commit tells what has ended by now: it is not to be counted again
         for ticket in tickets:
             ticket.work.marks[ticket.item[2].offset] = ticket.delivery
         self._commit({ticket.work for ticket in tickets})  # if there is no space, work goes on

@@ -32,9 +32,9 @@ def command(broker: str | None, app: str | None, metrics_host: str | None, show_
     """
     from taskq.broker import connect
     from taskq.cli.limits import raise_file_limit
-    from taskq.cli.logs import log_to_stderr
     from taskq.config import load_settings
     from taskq.exporter import Exporter
+    from taskq.logs import log_to_stderr
     from taskq.metrics import Metrics
     from taskq.worker.http import Health, serve
 

@@ -106,8 +106,8 @@ def command(ctx: click.Context, /, **arguments: Any) -> None:
     Ctrl-C or SIGTERM drains: what runs may end, nothing new is started. A second one stops at once.
     """
     from taskq.cli.limits import raise_file_limit
-    from taskq.cli.logs import log_to_stderr
     from taskq.config import load_settings
+    from taskq.logs import log_to_stderr
 
     raise_file_limit()
     given = WorkerArguments(**arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskq.cli.logs import JsonLines
+from taskq.logs import JsonLines
 from tests.cli.conftest import Taskq
 from tests.cli.processes import Process
 

@@ -16,7 +16,7 @@ from attrs import frozen
 from taskq.broker.port import Broker, Producer
 from taskq.config import Settings, did_you_mean, load_settings, with_overrides
 from taskq.decorators import AsyncTask, Decorator, Priority, SyncTask, Task, default_name, make_task
-from taskq.errors import ConfigError
+from taskq.errors import BrokerUnavailable, ConfigError
 from taskq.events import Event
 from taskq.lifespans import Lifespan, Lifespans
 from taskq.middleware import Middleware, check_middleware, wrap
@@ -75,6 +75,7 @@ class TaskQ:
         self._given_settings = settings
         self._settings: Settings | None = None
         self._broker: Broker | None = None
+        self._refusal: str | None = None
         self._lock = threading.RLock()
         self._tasks: dict[str, Task[Any, Any]] = {}
         self._events: dict[str, Event] = {}
@@ -287,6 +288,8 @@ class TaskQ:
             if self._broker is None:
                 from taskq.broker import connect
 
+                if self._refusal is not None:
+                    raise BrokerUnavailable(self._refusal)
                 self._broker = connect(self.settings)
                 _log.info("broker %s", self._broker.url)
             return self._broker
@@ -297,6 +300,10 @@ class TaskQ:
             if self.opened is None:
                 self.opened = self.broker.producer()
             return self.opened
+
+    def refuse_broker(self, why: str) -> None:
+        """Have whoever needs the broker told why there is none: BrokerUnavailable."""
+        self._refusal = why
 
     def close(self) -> None:
         """Close the broker if it is open. What is published or asked for later opens it again."""
@@ -345,15 +352,20 @@ def _place(task: Task[Any, Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-# --- forks
+# --- all apps
 
 _apps: weakref.WeakSet[TaskQ] = weakref.WeakSet()
 _inherited: list[Broker] = []
 """What a forked child has from its parent. Kept, since collecting it might close, and closing might unlock."""
 
 
+def apps() -> list[TaskQ]:
+    """All apps of this process."""
+    return list(_apps)
+
+
 def _forget_brokers() -> None:
-    for app in list(_apps):
+    for app in apps():
         app.forget_broker()
 
 

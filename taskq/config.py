@@ -127,6 +127,16 @@ def with_overrides(settings: Settings, **overrides: Any) -> Settings:
     return evolve(settings, **_from_arguments(overrides, _working_directory()))
 
 
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """Return them as overrides of plain values: what another process needs for `with_overrides` to make the same."""
+    topics = {
+        topic: {**({"partitions": config.partitions} if config.partitions else {}), **config.settings}
+        for topic, config in settings.topics.items()
+    }
+    plain = {name: getattr(settings, name) for name in _PARSERS}
+    return {**plain, "topics": {topic: said for topic, said in topics.items() if said}}
+
+
 def broker_path(url: str) -> Path:
     """Return the directory that an absolute `file:///...` URL names."""
     return Path(unquote(urlsplit(url).path))

@@ -94,8 +94,8 @@ class Reject(Exception):
 
 
 @frozen
-class _Running:
-    """What `running` says in place of a worker: a task and a place in one."""
+class Running:
+    """A task and a place in one: what runs where no worker is, but in a test or in a worker's child process."""
 
     task: Task[Any, Any]
     group: str
@@ -121,7 +121,7 @@ def running(
     envelope = Envelope(name=task.name, id=None if id is None else parse_id(id), args=Raw(b"\x90"))
     own = with_trip((), Trip(attempts=attempt - 1)) if attempt > 1 else ()
     record = Record(offset, 0, None, b"", encode_headers(headers or {}) + own)
-    what = _Running(task, group or task.group, TopicPartition(topic or task.topic, partition), delivery)
+    what = Running(task, group or task.group, TopicPartition(topic or task.topic, partition), delivery)
     entered: Delivery = (what, envelope, record, what)
     token = enter(entered)
     if deadline is not None:

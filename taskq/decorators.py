@@ -290,12 +290,13 @@ def make_task(app: Registry, fn: Any, given: Mapping[str, Any]) -> Task[Any, Any
 
 
 def default_name(fn: Callable[..., Any]) -> str:
-    """Return the name of a task that is not given one: its function's module and name within that.
+    """Return the name of a task that is not given one: its function's module and name within that."""
+    return f"{module_of(fn)}.{fn.__qualname__}"
 
-    A module that is run as a program is called what it is called when a worker imports it.
-    """
-    module = fn.__module__
-    return f"{_main_module() if module == '__main__' else module}.{fn.__qualname__}"
+
+def module_of(fn: Callable[..., Any]) -> str:
+    """Return the name under which another process imports a function's module: also of one that is run as a program."""
+    return _main_module() if fn.__module__ == "__main__" else fn.__module__
 
 
 def _main_module() -> str:

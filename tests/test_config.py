@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from taskq.config import (
@@ -16,6 +17,7 @@ from taskq.config import (
     check_topic,
     did_you_mean,
     load_settings,
+    plain_settings,
     with_overrides,
 )
 from taskq.errors import ConfigError
@@ -261,6 +263,15 @@ def test_settings_are_replaced_as_if_they_had_been_said(tmp_path: Path, monkeypa
     assert settings.concurrency == 16
     with pytest.raises(ConfigError, match="concurrency"):
         with_overrides(settings, concurrency="many")
+
+
+def test_settings_go_to_another_process_as_plain_values(tmp_path: Path) -> None:
+    given = {"feed": {"partitions": 3, "retention_ms": "3d"}, "posts": 5, "dull": {"segment_ms": 1000}}
+    settings = load_settings(
+        cwd=tmp_path, environ={"TASKQ_SECRET": "a" * 16 + "," + "b" * 16}, broker="log", topics=given, concurrency=3
+    )
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(plain_settings(settings)))
+    assert with_overrides(load_settings(cwd="/", environ={}), **plain) == settings
 
 
 def test_durability_has_three_forms() -> None:

@@ -34,6 +34,19 @@ def wait_until(condition: Callable[[], object], what: str, within_s: float = WAI
     raise AssertionError(f"not within {within_s} s: {what}")
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except FileNotFoundError:  # it has just gone, or this is no Linux
+        return not stat.parent.exists() and stat.parent.parent.exists()
+
+
 class WorkerProcess:
     """`taskq worker` with its standard error collected line by line."""
 

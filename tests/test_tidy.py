@@ -26,8 +26,14 @@ UNDOCUMENTED = {
 }
 
 CONFINED = {
-    "fcntl": {"taskq/broker/log/locks.py"},
-    "socket": {"taskq/broker/wakeups.py", "taskq/worker/http.py", "taskq/worker/link.py", "taskq/worker/supervisor.py"},
+    "fcntl": {"taskq/broker/log/locks.py", "taskq/worker/executors/child.py"},
+    "socket": {
+        "taskq/broker/wakeups.py",
+        "taskq/worker/executors/calls.py",
+        "taskq/worker/http.py",
+        "taskq/worker/link.py",
+        "taskq/worker/supervisor.py",
+    },
     "socketserver": {"taskq/worker/http.py"},
     "prometheus_client": {"taskq/metrics.py"},
     "confluent_kafka": {"taskq/broker/kafka.py"},

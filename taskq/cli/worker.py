@@ -148,7 +148,8 @@ def _work(given: WorkerArguments, settings: Settings) -> int:
                 "max_rss and max_invocations are the supervisor's business, which imports no app: give them as an "
                 "option, as TASKQ_MAX_RSS or TASKQ_MAX_INVOCATIONS, or in pyproject.toml"
             )
-        worker = Worker(app, WorkerOptions(given.group or app.settings.default_group, given.backend))
+        group, module = given.group or app.settings.default_group, str(settings.app).partition(":")[0]
+        worker = Worker(app, WorkerOptions(group, given.backend, modules=(module,), logs=True))
         lines = lines_of(worker.describe())
         if given.child_fd is None:
             return _work_alone(worker, lines, app.settings, with_metrics=given.metrics)

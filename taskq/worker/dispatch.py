@@ -62,19 +62,21 @@ class Dispatch:
         self._feed = feed
         self._gates = list(gates)
         self._crews: Sequence[Crew] = ()
+        self._usual: Sequence[Crew] = ()
         self._retries = Pause()
         self._priority_of = priority_of
         self._in_flight_max = in_flight_max
         self._classes: list[_Classes] = []
         """One for each crew, if there are priorities."""
 
-    def start(self, crews: Sequence[Crew]) -> None:
-        """Say who runs things. Before anything is added."""
-        self._crews = crews
+    def start(self, crews: Sequence[Crew], aside: Crew | None = None) -> None:
+        """Say who runs things; `aside`, only what may have killed workers. Before anything is added."""
+        self._crews = crews if aside is None or aside in crews else (*crews, aside)
+        self._usual = crews
         if self._priority_of:
-            self._classes = [_Classes(self._priority_of, self._in_flight_max) for _ in crews]
+            self._classes = [_Classes(self._priority_of, self._in_flight_max) for _ in self._crews]
             self._feed.is_each = True
-        self._feed.queues = [crew.queue for crew in crews]
+        self._feed.queues = [crew.queue for crew in crews]  # who is there for suspects only is not short of work
 
     @property
     def full_topics(self) -> Collection[str]:
@@ -86,7 +88,9 @@ class Dispatch:
     def add(self, items: list[Item]) -> None:
         """Let these run, or wait at their gates until they may."""
         ready = [item for item in items if not isinstance(item[3], Ticket) or self._advance(item[3])]
-        if ready:
+        if ready and not self._classes and len(self._usual) == 1:
+            self._usual[0].submit(ready)  # no suspects are among these: their gate lets nobody through at once
+        elif ready:
             self._submit(ready)
 
     def retry_in_place(self, ended: Ended, item: Item, at: float) -> None:
@@ -101,6 +105,16 @@ class Dispatch:
         ticket.not_before = at
         ticket.work.waiting += 1
         self._retries.add(ticket, at)
+
+    def redeliver(self, item: Item) -> None:
+        """Run a suspect once more, as its next delivery: from the gate on that marks it, which is its last."""
+        ticket = item[3]
+        assert isinstance(ticket, Ticket)
+        ticket.delivery += 1
+        ticket.passed = len(ticket.gates) - 1
+        ticket.gates[-1].leave(ticket)
+        if self._advance(ticket):
+            self._submit([ticket.item])
 
     def turn(self, now: float) -> None:
         """Leave gates for what has ended, and let in whoever may pass by now."""
@@ -153,7 +167,7 @@ class Dispatch:
 
     def _submit(self, items: list[Item]) -> None:
         for index, crew in enumerate(self._crews):
-            own = items if len(self._crews) == 1 else [item for item in items if item[0].crew is crew]
+            own = [item for item in items if item[0].crew is crew]
             if own and self._classes:
                 self._classes[index].add(own)
             elif own:

@@ -11,9 +11,9 @@ from taskq.broker.port import Record
 from taskq.context import identify
 from taskq.errors import InvocationError
 from taskq.message import Envelope, Id, decode_envelope
-from taskq.trip import EXPIRES, Trip, milliseconds, trip_of
+from taskq.trip import EXPIRES, milliseconds, trip_of
 from taskq.worker.gates import Gate, Ticket
-from taskq.worker.retries import Failure, describe
+from taskq.worker.retries import Failure, deadly, describe
 from taskq.worker.work import Ended, Item, Job, Joint, Work
 
 QUARANTINE_FROM = 3
@@ -94,7 +94,7 @@ class Intake:
         delivery = work.marks.get(record.offset, 1) + 1 if record.offset < work.suspects_end else 1
         allowed = min(job.task.declared.max_deliveries for job in jobs)
         if delivery > allowed:
-            return Ended(work, record, name, _deadly(delivery - 1, trip))
+            return Ended(work, record, name, deadly(delivery - 1, trip))
         if delivery >= min(QUARANTINE_FROM, allowed):
             jobs = tuple(job.quarantined for job in jobs)
         gates = (self._suspects,) if delivery > 1 else ()
@@ -119,15 +119,6 @@ class Intake:
 
 
 _NONE: Mapping[str, Job] = {}
-
-
-def _deadly(deliveries: int, trip: Trip) -> Failure:
-    return Failure(
-        "deliveries",
-        "taskq.errors.ProcessDied",
-        f"the process that ran it died each of {deliveries} times: a crash, a kill, or no memory left",
-        trip=trip,
-    )
 
 
 def _unknown(name: str) -> Failure:

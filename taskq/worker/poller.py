@@ -79,7 +79,7 @@ class Poller:
         self._intake = Intake(jobs, is_known, suspects, self.feed.free)
         priorities = priorities_of(all_jobs)
         self._dispatch = Dispatch(self.feed, (*gates, suspects), priorities, limits.in_flight_max)
-        self._settler = Settler(group, self._producer, metrics, self._dispatch.retry_in_place)
+        self._settler = Settler(group, self._producer, metrics, self._dispatch.retry_in_place, self._dispatch.redeliver)
         self.works: dict[TopicPartition, Work] = {}
         """What is held. Others may look, but not touch."""
         self._throttle = Throttle(group, consumer, self.feed, self._dispatch, self.works, limits)
@@ -95,9 +95,9 @@ class Poller:
         self._stop_by: float | None = None
         self._stop_now = threading.Event()
 
-    def start(self, crews: Sequence[Crew]) -> None:
-        """Say who runs things. Before `run`."""
-        self._dispatch.start(crews)
+    def start(self, crews: Sequence[Crew], aside: Crew | None = None) -> None:
+        """Say who runs things; `aside`, only what may have killed workers. Before `run`."""
+        self._dispatch.start(crews, aside)
         look_for_cancelled_in(self._cancels.ids)
 
     @property

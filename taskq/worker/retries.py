@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from taskq.broker.port import Record
 from taskq.context import Reject
@@ -29,6 +29,43 @@ class Expired(Exception):
     """It is too late to start an invocation."""
 
 
+class Abandoned(Exception):
+    """The worker ends: the invocation stays unfinished, and is delivered again."""
+
+
+class SuspectDied(ProcessDied):
+    """The child died that ran what may have killed workers. `how` says the rest of a sentence about it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(f"the process that ran it {how}")
+        self.how = how
+
+
+@frozen
+class Verdict:
+    """What of an error decides about its invocation. Plain values: it may come from another process."""
+
+    type: str
+    message: str
+    reason: str = "failed"
+    """As in `Failure`."""
+    outcome: str = "dead"
+    """dead, unless it is tried again; or expired, or cancelled."""
+    is_taken: bool = False
+    """Whether the task's policy is for errors like this one."""
+    later_s: float | None = None
+    """What `Retry.later` said."""
+
+
+class RemoteError(Exception):
+    """How an attempt ended in another process, to be told as if it had ended here."""
+
+    def __init__(self, verdict: Verdict, traceback: str) -> None:
+        super().__init__(f"{verdict.type}: {verdict.message}")
+        self.verdict = verdict
+        self.traceback = traceback
+
+
 @frozen
 class Failure:
     """How an invocation ended that did not simply run to its end."""
@@ -40,12 +77,15 @@ class Failure:
     message: str
     traceback: str = ""
     outcome: str = "dead"
-    """As `taskq_executions_total` counts it: dead, retried, expired or cancelled."""
+    """As `taskq_executions_total` counts it: dead, retried, expired or cancelled. Or REDELIVERED, which is none."""
     delay_s: float | None = None
     """How long to wait before the next attempt. None: there is none."""
     trip: Trip = NEW
     """With this attempt in it."""
 
+
+REDELIVERED = "redelivered"
+"""The `outcome` of a suspect that is to run once more, and is no retry: nobody knows yet what to make of it."""
 
 _REASONS: dict[type[BaseException], str] = {
     ArgumentsError: "arguments",
@@ -62,47 +102,83 @@ _UNFIT = (ArgumentsError, SignatureError, SerializationError)
 
 def decide(policy: Retry, error: BaseException, record: Record, random: float, now_ms: int) -> Failure:
     """What becomes of an invocation whose attempt ended with `error`. `random` is from 0 to 1."""
-    if isinstance(error, Expired):
-        return Failure("expired", "", str(error), outcome="expired")
-    if isinstance(error, TaskCancelled):
-        return Failure("cancelled", "", str(error), outcome="cancelled")
+    verdict = judge(policy, error)
+    if verdict.outcome != "dead":
+        return Failure(verdict.outcome, "", verdict.message, outcome=verdict.outcome)
     try:
         trip = trip_of(record)
     except InvocationError as unreadable:
         return describe(unreadable, "unreadable")
-    is_failure = not isinstance(error, RetryLater)
-    told = Failure("failed", _type_of(error), _shorten(_text(lambda: str(error)), MESSAGE_CHARACTERS_MAX))
-    past = PastError(trip.attempts + 1, now_ms, told.type, _shorten(told.message, PAST_CHARACTERS_MAX))
-    trip = trip.after(past, is_failure=is_failure)
-    delay_s = _delay_s(policy, error, trip, random)
+    past = PastError(trip.attempts + 1, now_ms, verdict.type, _shorten(verdict.message, PAST_CHARACTERS_MAX))
+    trip = trip.after(past, is_failure=verdict.later_s is None)
+    delay_s = _delay_s(policy, verdict, trip, random)
     if delay_s is not None:
-        return evolve(told, outcome="retried", delay_s=delay_s, trip=trip)
-    return evolve(describe(error, "failed"), trip=trip)
+        return Failure("failed", verdict.type, verdict.message, outcome="retried", delay_s=delay_s, trip=trip)
+    return Failure(verdict.reason, verdict.type, verdict.message, traceback_of(error), trip=trip)
 
 
-def _delay_s(policy: Retry, error: BaseException, trip: Trip, random: float) -> float | None:
-    if isinstance(error, RetryLater):
-        return error.seconds
-    if isinstance(error, (Reject, *_UNFIT)) or trip.failures > policy.max or not policy.takes(error):
+def _delay_s(policy: Retry, verdict: Verdict, trip: Trip, random: float) -> float | None:
+    if verdict.later_s is not None:
+        return verdict.later_s
+    if trip.failures > policy.max or not verdict.is_taken:
         return None
     return policy.delay_s(trip.failures, random)
+
+
+def judge(policy: Retry, error: BaseException) -> Verdict:
+    """What decides, of `error`."""
+    if isinstance(error, RemoteError):
+        return error.verdict
+    message = _shorten(_text(lambda: str(error)), MESSAGE_CHARACTERS_MAX)
+    if isinstance(error, Expired):
+        return Verdict("", message, "expired", "expired")
+    if isinstance(error, TaskCancelled):
+        return Verdict("", message, "cancelled", "cancelled")
+    if isinstance(error, Reject):
+        return Verdict("Reject", message, "rejected")
+    is_taken = not isinstance(error, _UNFIT) and policy.takes(error)
+    later_s = error.seconds if isinstance(error, RetryLater) else None
+    return Verdict(_type_of(error), message, _reason(error, "failed"), is_taken=is_taken, later_s=later_s)
+
+
+def decide_suspect(error: SuspectDied, record: Record, delivery: int, deliveries_max: int) -> Failure:
+    """What becomes of a suspect whose child died with it at its `delivery`. Its retry policy has no say in that."""
+    if delivery < deliveries_max:
+        return Failure("died", _qualified(ProcessDied), str(error), outcome=REDELIVERED)
+    return deadly(delivery, trip_of(record), f"; the last one {error.how}")
+
+
+def deadly(deliveries: int, trip: Trip, more: str = "") -> Failure:
+    """What has killed as many processes as it may."""
+    how = "a crash, a kill, or no memory left"
+    message = f"the process that ran it died each of {deliveries} times: {how}{more}"
+    return Failure("deliveries", _qualified(ProcessDied), message, trip=trip)
 
 
 def describe(error: BaseException, reason: str) -> Failure:
     """What a dead letter says of `error`, of bounded size."""
     message = _shorten(_text(lambda: str(error)), MESSAGE_CHARACTERS_MAX)
-    reason = next((known for kind, known in _REASONS.items() if isinstance(error, kind)), reason)
+    return Failure(_reason(error, reason), _type_of(error), message, traceback_of(error))
+
+
+def traceback_of(error: BaseException) -> str:
+    """As text of bounded size. Who rejects an invocation has said all there is to say."""
+    if isinstance(error, RemoteError):
+        return error.traceback
     if isinstance(error, Reject):
-        return Failure(reason, "Reject", message)
-    text = _text(lambda: "".join(traceback.format_exception(error)))
-    return Failure(reason, _type_of(error), message, _shorten(text, TRACEBACK_CHARACTERS_MAX))
+        return ""
+    return _shorten(_text(lambda: "".join(traceback.format_exception(error))), TRACEBACK_CHARACTERS_MAX)
+
+
+def _reason(error: BaseException, otherwise: str) -> str:
+    return next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), otherwise)
 
 
 def _type_of(error: BaseException) -> str:
-    remote = getattr(error, "taskq_type", None)  # raised in another process
-    if isinstance(remote, str):
-        return remote
-    kind = type(error)
+    return "Reject" if isinstance(error, Reject) else _qualified(type(error))
+
+
+def _qualified(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -2,7 +2,8 @@
 
 A dead letter is appended to `<group>.dead`; a retry to `<group>.retry`, or to the ladder if it is to wait. Those of
 ordered tasks are tried again in place, so that the order holds; how often they were tried is then known to this worker
-only, and the next one begins anew. What has expired or was cancelled needs nothing but to be counted.
+only, and the next one begins anew. What has expired or was cancelled needs nothing but to be counted. What may have
+killed workers, and has killed a child now, is delivered again at once, until it has been often enough (standing.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from taskq.topics import dead_topic, retry_topic
 from taskq.trip import NEW, Trip, with_trip
 from taskq.worker.deadletters import dead_letter
 from taskq.worker.gates import Ticket
+from taskq.worker.retries import REDELIVERED
 from taskq.worker.work import Ended, Item
 
 AT_ONCE_MAX = 1000
@@ -37,7 +39,7 @@ _log = logging.getLogger("taskq.worker")
 
 
 class Settler:
-    """Belongs to the poller's thread. `retry_in_place` is `Dispatch.retry_in_place`."""
+    """Belongs to the poller's thread. `retry_in_place` and `redeliver` are those of `Dispatch`."""
 
     def __init__(
         self,
@@ -45,11 +47,13 @@ class Settler:
         producer: Producer,
         metrics: Metrics,
         retry_in_place: Callable[[Ended, Item, float], None],
+        redeliver: Callable[[Item], None],
     ) -> None:
         self._group = group
         self._producer = producer
         self._metrics = metrics
         self._retry_in_place = retry_in_place
+        self._redeliver = redeliver
         self._again_at = 0.0
         """After a disk was full (monotonic)."""
 
@@ -77,10 +81,13 @@ class Settler:
 
     def _end(self, ended: Ended) -> None:
         failure = ended.failure
+        self._tell(ended)
+        if failure.outcome == REDELIVERED and ended.item is not None:
+            self._redeliver(ended.item)
+            return
         # Whoever may publish may make up names: they must not become series without end.
         name = "" if failure.reason == "unknown-task" else ended.task
         self._metrics.executions.labels(self._group, name, failure.outcome).inc()
-        self._tell(ended)
         if _stays(ended) and ended.item is not None:
             assert failure.delay_s is not None
             job, envelope, record, place = ended.item
@@ -142,6 +149,12 @@ class Settler:
             _log.warning(
                 "%s at %s offset %d, attempt %d: %s; again in %.3g s",
                 *(who, *place, failure.trip.attempts, what, failure.delay_s),
+                extra=extra,
+            )
+        elif failure.outcome == REDELIVERED:
+            _log.warning(
+                "%s at %s offset %d, delivery %d: %s; again at once",
+                *(who, *place, ended.place.delivery, failure.message),
                 extra=extra,
             )
         else:

@@ -24,7 +24,7 @@ from taskq.decorators import Task
 from taskq.message import Envelope
 from taskq.metrics import Metrics
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
-from taskq.worker.retries import Failure, decide, describe
+from taskq.worker.retries import REDELIVERED, Abandoned, Failure, SuspectDied, decide, decide_suspect, describe
 from taskq.worker.standing import AHEAD, AHEAD_WHEN_IDLE, NOBODY, Standing
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Job:
     """A task as this worker runs it. `runs` is appended to by runners and emptied by the poller."""
 
     __slots__ = (
-        "_done", "_execution_seconds", "_wait_seconds", "call", "careful", "crew", "decode", "ended", "gates", "group",
-        "is_async", "is_ordered", "quarantined", "retry", "run", "runs", "task",
+        "_done", "_execution_seconds", "_wait_seconds", "call", "careful", "crew", "decode", "deliveries_max", "ended",
+        "gates", "group", "is_async", "is_ordered", "quarantined", "retry", "run", "runs", "task",
     )  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], group: str, metrics: Metrics) -> None:
@@ -52,6 +52,7 @@ class Job:
         self.is_async = task.is_async
         self.is_ordered = task.declared.order != "none"
         self.retry = task.retry
+        self.deliveries_max = 1 if task.declared.at_most_once else task.declared.max_deliveries
         self.run: Callable[[Item], Awaitable[None] | None] | None = None
         """Runs an item with all that can be asked for; None: decoding it and calling the function is all there is."""
         self.gates: tuple[Gate, ...] = ()
@@ -328,10 +329,16 @@ class Feed:
     def fail(self, item: Item, error: BaseException) -> None:
         """An item ended with `error`. The poller looks within a commit interval."""
         job, _, record, place = item
+        if isinstance(error, Abandoned):
+            place.discard(record.offset)
+            return
         try:
-            failure = decide(job.retry, error, record, random(), int(time.time() * 1000))
+            if isinstance(error, SuspectDied):
+                failure = decide_suspect(error, record, place.delivery, job.deliveries_max)
+            else:
+                failure = decide(job.retry, error, record, random(), int(time.time() * 1000))
         except Exception:  # a runner must never end with its item
             failure = describe(error, "failed")
         self.failures.append(Ended(place, record, job.task.name, failure, item))
-        if failure.delay_s is not None:
+        if failure.delay_s is not None or failure.outcome == REDELIVERED:
             self.wake()

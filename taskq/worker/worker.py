@@ -29,10 +29,9 @@ from taskq.context import identify
 from taskq.errors import ConfigError
 from taskq.message import format_id
 from taskq.metrics import LOOP_BLOCKED_SECONDS, Sample, Snapshot, metrics
+from taskq.worker.crews import Crews
 from taskq.worker.delays import Mover
-from taskq.worker.execution import Execution
-from taskq.worker.executors.async_ import AsyncCrew, loop_caller
-from taskq.worker.executors.threads import ThreadCrew
+from taskq.worker.executors.async_ import backend_options, loop_caller
 from taskq.worker.gauges import samples
 from taskq.worker.http import Health
 from taskq.worker.joining import join
@@ -68,7 +67,11 @@ class WorkerOptions:
     group: str
     backend: str = "asyncio"
     concurrency: int | None = None
-    """`def` invocations run at once, and as many `async def` ones."""
+    """`def` invocations run at once, as many `async def` ones, and as many in child processes."""
+    modules: tuple[str, ...] = ()
+    """What was imported to have the app. Child processes import the same, and the modules of tasks."""
+    logs: bool = False
+    """Whether child processes are to log to stderr as the app's settings say."""
 
 
 @frozen
@@ -123,12 +126,14 @@ class Worker:
             Limits(self._concurrency, settings.in_flight_max, settings.commit_interval_ms / 1000),
         )
         self._jobs = list(jobs.values())
-        self._execution = Execution()
-        self._threads = ThreadCrew(self._concurrency, self._poller.feed)
-        self._async = AsyncCrew(self._concurrency, self._poller.feed)
+        said = (options.backend, options.modules)
+        crews = Crews(app, self._jobs, self._concurrency, self._poller.feed, *said, logs=options.logs)
+        self._execution = crews.execution
+        self._threads, self._async, self._processes = crews.threads, crews.async_, crews.processes
+        self._pool = crews.pool
+        self._crews = crews.needed_by(self._jobs)
         self._life = Life(app)
         self._watch = LoopWatch(self._async.running)
-        self._assign_crews()
         if is_on():
             self._tell_outcomes()
         self._poller.on_tick += [self._tell_overdue, self._watch.tick]
@@ -142,15 +147,6 @@ class Worker:
         self._error: BaseException | None = None
         self._poller_is_done = threading.Event()
         self._mover = Mover(self._broker, joins_late=app.has_lifespan)
-
-    def _assign_crews(self) -> None:
-        """Say of each job who runs it, and how."""
-        for job in self._jobs:
-            run = self._execution.run_async if job.is_async else self._execution.run_sync
-            job.crew = self._async if job.is_async else self._threads
-            if job.task.declared.timeout is not None:
-                job.run = run
-            job.careful = job if job.run is not None else job.variant(run)
 
     def _tell_outcomes(self) -> None:
         for job in self._jobs:
@@ -185,16 +181,13 @@ class Worker:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, *gc_thresholds[1:])
         try:
-            return anyio.run(self._main, backend=self._options.backend, backend_options=self._backend_options())
+            options = backend_options(self._options.backend)
+            return anyio.run(self._main, backend=self._options.backend, backend_options=options)
         finally:
             gc.set_threshold(*gc_thresholds)
             gc.unfreeze()
             sys.setswitchinterval(switch_interval)
             metrics.remove_source(self._samples)
-
-    def _backend_options(self) -> dict[str, bool]:
-        """asyncio runs on uvloop where that is installed: half the price for tasks that wait much."""
-        return {"use_uvloop": find_spec("uvloop") is not None} if self._options.backend == "asyncio" else {}
 
     async def _main(self) -> int:
         call_soon = loop_caller()
@@ -210,14 +203,12 @@ class Worker:
         return EXIT_RECYCLE if self.why_recycled and not self._stops else 0
 
     async def _work(self) -> None:
-        has_async = any(task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
-        has_sync = any(not task.is_async for tasks in self._handlers.by_name.values() for task in tasks)
         async with anyio.create_task_group() as group:
-            if has_async:
+            if self._async in self._crews:
                 await group.start(self._run_async)
-            if has_sync:
+            if self._threads in self._crews:
                 self._threads.start()
-            self._poller.start([crew for crew, has in ((self._async, has_async), (self._threads, has_sync)) if has])
+            self._poller.start(self._crews, aside=self._processes)
             group.start_soon(self._stop_if_cancelled)
             mover = threading.Thread(target=self._move, name="taskq-delays", daemon=True)
             mover.start()
@@ -227,6 +218,7 @@ class Worker:
                 self._mover.stop()
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(mover.join)
+                    await anyio.to_thread.run_sync(self._processes.stop)
                 self._threads.stop()
                 self._async.cancel()
             group.cancel_scope.cancel()
@@ -332,7 +324,7 @@ class Worker:
         return metrics.snapshot()
 
     def _running(self) -> list[Item]:
-        return self._threads.running() + self._async.running()
+        return self._threads.running() + self._async.running() + self._processes.running()
 
     def _samples(self) -> Iterator[Sample]:
         info = (version("taskq"), self._broker.url)
@@ -361,4 +353,6 @@ class Worker:
         if self._stops or self.why_recycled:
             reasons.append("it is draining")
         reasons += [f"{work.tp}: {work.error}" for work in list(self._poller.works.values()) if work.error]
+        if self._pool.error is not None:
+            reasons.append(self._pool.error.partition("\n")[0])
         return Health(tuple(reasons))

@@ -25,7 +25,8 @@ class Intake:
 
     `jobs` is keyed by the name of a task or event; `is_known` says of other names whether they are another group's.
     An event that nobody here subscribed to is no mistake: it may be for programs that this app knows nothing of.
-    `suspects` is the gate of what may have killed a worker, `free` what a ticket's item calls when it has ended.
+    `suspects` is the gate of what may have killed a worker, `is_in_danger` says whether all of that is to run in child
+    processes, `free` is what a ticket's item calls when it has ended.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class Intake:
         jobs: Mapping[str, tuple[Job, ...]],
         is_known: Callable[[str], bool],
         suspects: Gate,
+        is_in_danger: Callable[[], bool],
         free: Callable[[Ticket], None],
     ) -> None:
         self._jobs_of = jobs
         self._is_known = is_known
         self._suspects = suspects
+        self._is_in_danger = is_in_danger
         self._free = free
         self.jobs: list[Job] = list({id(job): job for some in jobs.values() for job in some}.values())
         self._plain = {name: some[0] for name, some in jobs.items() if len(some) == 1 and not some[0].gates}
@@ -95,7 +98,7 @@ class Intake:
         allowed = min(job.task.declared.max_deliveries for job in jobs)
         if delivery > allowed:
             return Ended(work, record, name, deadly(delivery - 1, trip))
-        if delivery >= min(QUARANTINE_FROM, allowed):
+        if delivery > 1 and (delivery >= min(QUARANTINE_FROM, allowed) or self._is_in_danger()):
             jobs = tuple(job.quarantined for job in jobs)
         gates = (self._suspects,) if delivery > 1 else ()
         inner = work if len(jobs) == 1 else Joint(work, len(jobs), delivery)

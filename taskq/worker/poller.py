@@ -76,7 +76,7 @@ class Poller:
         suspects = BatchGate(min(limits.concurrency, MARKS_MAX), self._mark)
         all_jobs = {id(job): job for some in jobs.values() for job in some}.values()
         gates = give_gates(all_jobs, BatchGate(limits.concurrency, self._finish_early), self._share)
-        self._intake = Intake(jobs, is_known, suspects, self.feed.free)
+        self._intake = Intake(jobs, is_known, suspects, self._is_in_danger, self.feed.free)
         priorities = priorities_of(all_jobs)
         self._dispatch = Dispatch(self.feed, (*gates, suspects), priorities, limits.in_flight_max)
         self._settler = Settler(group, self._producer, metrics, self._dispatch.retry_in_place, self._dispatch.redeliver)
@@ -308,6 +308,10 @@ class Poller:
             return 0
 
     # -- before something starts
+
+    def _is_in_danger(self) -> bool:
+        """Whether suspects are held of which some were running when a worker died that knew that they were."""
+        return any(work.is_dangerous for work in self.works.values())
 
     def _mark(self, tickets: list[Ticket]) -> bool:
         """Store how often these have been delivered, this time included, before they are."""

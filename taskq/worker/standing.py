@@ -11,6 +11,8 @@ durably, before it is started, without paying for that with every invocation. So
   in the commit, with the number of its deliveries, before it starts. All else goes on as always.
 - When a worker dies again, the marked ones are the only ones that can have done it. From the third delivery on, or the
   last one that is allowed, they run in a child process each: the one that kills it is found out, and the worker lives.
+  With them, all other suspects that the worker holds run in child processes: there may be more than one that kills, and
+  each death of a worker counts against all that were marked then.
 
 The metadata of a commit is this, and then that of progress (progress.py):
 

@@ -94,8 +94,9 @@ class Work:
     """A partition that is held. `finish` is called by runners; all else belongs to the poller."""
 
     __slots__ = (
-        "_discarded", "_done", "committed", "discard", "end", "error", "finish", "handed_out", "handed_out_bytes",
-        "handover_at", "is_stalled", "limit", "marks", "parked", "progress", "suspects_end", "tp", "waiting",
+        "_discarded", "_done", "_had_marks", "committed", "discard", "end", "error", "finish", "handed_out",
+        "handed_out_bytes", "handover_at", "is_stalled", "limit", "marks", "parked", "progress", "suspects_end", "tp",
+        "waiting",
     )  # fmt: skip
 
     delivery = 1
@@ -126,6 +127,7 @@ class Work:
         """What is below, and unfinished, may have been running when a worker died."""
         self.marks: dict[int, int] = dict(before.marks)
         """Of suspects: how often each was handed out."""
+        self._had_marks = bool(before.marks)
         self._done: list[int] = []
         self.finish = self._done.append
         """An offset is finished."""
@@ -136,6 +138,11 @@ class Work:
     @property
     def is_committed(self) -> bool:
         return self.committed[0] == self.progress.low
+
+    @property
+    def is_dangerous(self) -> bool:
+        """Whether there are suspects, and a worker that took care has died of one of them, or with one."""
+        return self._had_marks and self.progress.low < self.suspects_end
 
     def set_limit(self, end: int | None = None) -> None:
         """Let the limit be beyond all that was fetched, or will be up to `end`, so that it seldom has to be raised."""

@@ -97,6 +97,18 @@ def test_a_worker_that_is_stopped_leaves_suspects_to_the_next_as_suspects(tmp_pa
         assert letter["reason"] == "deliveries"
 
 
+def test_several_poisons_at_once(tmp_path: Path) -> None:
+    """None takes a harmless one with it, and a worker dies no more than twice, however many there are."""
+    with bench(tmp_path, "tests.apps.poison") as here:
+        here.task("note").map([(number,) for number in range(500)])
+        here.task("poison_3").map([("kill",)] * 5)
+        assert work_until_done(here) <= 2
+        lines = here.audited()
+        assert {line for line in lines if not line.startswith("poison")} == {str(number) for number in range(500)}
+        assert [letter["task"] for letter in here.dead_letters("feed")] == ["tests.apps.poison.poison_3"] * 5
+        assert 5 <= len([line for line in lines if line.startswith("poison")]) <= 15
+
+
 def test_those_of_its_key_run_after_it_in_order(tmp_path: Path) -> None:
     with bench(tmp_path, "tests.apps.poison") as here:
         task = here.task("poison_in_order")

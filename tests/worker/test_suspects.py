@@ -36,6 +36,14 @@ def test_who_gives_a_partition_up_with_suspects_leaves_them_to_the_next_as_suspe
     assert stored(work, is_open=False) == NOBODY
 
 
+def test_a_partition_is_dangerous_while_suspects_are_left_and_some_were_marked() -> None:
+    assert not Work(TP, Progress(3), Standing(10)).is_dangerous
+    work = Work(TP, Progress(3), Standing(10, {4: 2}))
+    assert work.is_dangerous
+    work.progress.finish(list(range(3, 10)))
+    assert not work.is_dangerous
+
+
 def test_a_standing_of_as_many_as_may_run_at_once_and_before_is_short_enough() -> None:
     standing = Standing(1 << 40, {1000 + 3 * number: 3 for number in range(64)})
     encoded = standing.encode(1000)

@@ -236,9 +236,13 @@ class DataDirectory:
         return offsets.forget_beyond(self.files, self.root, tp.topic, tp.partition, end)
 
     def opened(self) -> list[Partition]:
-        with self._mutex:
-            return list(self._opened.values())
+        """Those that are open. Does not wait while another one is opened, which may be recovered for seconds: who syncs
+        them must go on.
+        """
+        return list(self._opened.values())  # a single step: it runs nothing of ours that could let another thread in
 
     def close(self) -> None:
-        for partition in self.opened():
+        with self._mutex:  # whatever is being opened must be closed, too
+            opened = self.opened()
+        for partition in opened:
             partition.close()

@@ -157,6 +157,17 @@ def test_what_could_not_be_synced_is_tried_again_though_nobody_publishes(
     broker.close()
 
 
+def test_syncing_goes_on_while_another_partition_is_opened(tmp_path: Path) -> None:
+    """It may have to be recovered, which takes as long as it takes."""
+    broker = EmbeddedBroker(str(tmp_path), durability=Durability("interval", 1), partitions_default=1)
+    broker.producer().send("feed", b"x")
+    (partition,) = broker._directory.opened()
+    with broker._directory._mutex:
+        broker.producer().send("feed", b"y")
+        wait_until(lambda: not partition.needs_sync, "it is synced")
+    broker.close()
+
+
 def test_a_segment_that_was_shut_is_opened_again_to_be_synced(open_partition: OpenPartition) -> None:
     """Too many may be open just between an append and its sync."""
     files = SyncFiles()

@@ -44,6 +44,8 @@ from taskq.broker.port import Headers, Message, Record
 
 HEADER = Struct(">qiibIhiqqqhii")
 HEADER_BYTES = HEADER.size  # 61
+BATCH_BYTES_MAX = 64 * 1024 * 1024
+"""Ours have 2 MiB at most: a length that is damaged must not make anybody read a gigabyte."""
 LENGTH_FIELD_END = 12  # batch length counts the bytes from here on
 CRC_START = 21  # the CRC covers the bytes from here on
 MAGIC = 2
@@ -177,6 +179,8 @@ def read_header(buffer: bytes | memoryview, position: int) -> BatchHeader:
         raise BadBatch(position, f"magic is {header.magic}, not {MAGIC}")
     if header.length < HEADER_BYTES - LENGTH_FIELD_END:
         raise BadBatch(position, f"batch length {header.length} is shorter than its own header")
+    if header.size > BATCH_BYTES_MAX:
+        raise BadBatch(position, f"a batch of {header.size} bytes, more than any has")
     if header.record_count < 0 or header.last_offset_delta < max(0, header.record_count - 1):
         raise BadBatch(position, f"{header.record_count} records in {header.last_offset_delta + 1} offsets")
     return header

@@ -19,9 +19,6 @@ from taskq.broker.log.batch import (
 from taskq.broker.log.files import Files
 
 _SCAN_BYTES = 1024 * 1024
-_BATCH_BYTES_MAX = (
-    64 * 1024 * 1024
-)  # ours have 2 MiB at most: a length that is damaged must not make us read a gigabyte
 _MAGIC_AT = 16
 _PATTERN = bytes((0, 0, 0, 0, MAGIC))
 """A leader epoch of 0 and the magic byte: how bytes 12 to 16 of every batch look that taskq writes."""
@@ -68,8 +65,6 @@ def scan(
             at += header.size
             next_offset = header.next_offset
         position += at
-        if needs > _BATCH_BYTES_MAX:
-            return Scanned(position, next_offset, f"a batch of {needs} bytes, more than any has")
         if len(buffer) < want:
             reason = "the last batch is not all there" if len(buffer) > at else ""
             return Scanned(position, next_offset, reason)

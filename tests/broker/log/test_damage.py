@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Callable
@@ -13,8 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskq.broker.embedded import EmbeddedBroker
-from taskq.broker.log.batch import BASE_OFFSET, crc32c, encode_filler, encode_many, encode_one
+from taskq.broker.log.batch import (
+    BASE_OFFSET,
+    BATCH_BYTES_MAX,
+    BadBatch,
+    crc32c,
+    encode_filler,
+    encode_many,
+    encode_one,
+)
+from taskq.broker.log.files import RealFiles
 from taskq.broker.log.partition import Partition
+from taskq.broker.log.rewriting import Pace, Segment, batches_of
+from taskq.broker.log.scan import scan
 from taskq.broker.port import Lost, Message, Record, TopicPartition
 from taskq.errors import CorruptLog
 from tests.broker.log.conftest import NOW_MS, plain
@@ -241,6 +253,33 @@ def test_no_time_is_looked_up_in_a_batch_whose_base_offset_is_off(tmp_path: Path
         with suppress(CorruptLog):
             assert partition.offset_for(NOW_MS + number) == hit.first
         flip(hit.path, hit.position + 7, bit)
+    partition.close()
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_a_length_that_is_damaged_has_nobody_read_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    partition = open_in(str(tmp_path), 1 << 30)
+    fill(partition, [NOW_MS] * 4, lambda number: bytes(5000))
+    hit = batches(tmp_path)[1]
+    overwrite(hit.path, hit.position + 8, (150 * 1024 * 1024).to_bytes(4, "big"))
+    os.truncate(hit.path, 200 * 1024 * 1024)  # as if there were more
+    sizes, pread = list[int](), RealFiles.pread
+
+    def noting(fd: int, size: int, position: int, /) -> bytes:
+        sizes.append(size)
+        return pread(fd, size, position)
+
+    monkeypatch.setattr(RealFiles, "pread", staticmethod(noting))
+    assert [record.offset for record in read_strictly(partition, start)] == ([0], [], [], [3])[start]
+    assert offsets(partition, start) == [offset for offset in (0, 2, 3) if offset >= start]
+    with open(hit.path, "rb") as log:
+        assert scan(RealFiles(), log.fileno(), 0, 0, lambda position, header: None).position == hit.position
+    segment = Segment(0, 4, os.path.getsize(hit.path))
+    with pytest.raises(BadBatch):
+        list(batches_of(RealFiles(), str(tmp_path), segment, Pace(lambda seconds: False)))
+    assert max(sizes) <= BATCH_BYTES_MAX
     partition.close()
 
 

@@ -121,13 +121,9 @@ class Partition(LockablePartition):
         self, batch: bytes, count: int, timestamp_ms: int, *, wait: bool = True, admit: Admit | None = None
     ) -> int:
         """Append one encoded batch of `count` records; return its base offset. Visible to all when it returns.
-
-        `batch` lacks its base offset, as batch.encode_one leaves it; `timestamp_ms` is its largest timestamp. Raises
-        StorageFull, after which nothing has changed; StorageError for any other failure; TopicNotFound if the topic has
-        been deleted; WouldBlock if `wait` is false and it would have to wait for a lock or the disk.
-
-        `admit` is called under the locks, when nothing can be appended by anybody else: it returns the offset at which
-        this very batch is in the log already, which is then not appended, or raises what speaks against it.
+        `batch` lacks its base offset; `timestamp_ms` is its largest timestamp. `admit`, called under the locks, returns
+        the offset at which this very batch is in the log already, or raises what speaks against it. Raises StorageFull,
+        after which nothing has changed; StorageError; TopicNotFound; WouldBlock if it would have to, and not `wait`.
         """
         is_ours = False
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Protocol
 
@@ -74,6 +75,10 @@ class OpenSegments:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, in a forked child: what is open is its parent's, and a thread of that one may have the lock."""
         self._mutex = threading.Lock()
         self._opened: dict[Shuttable, None] = {}
 
@@ -97,3 +102,5 @@ class OpenSegments:
 
 OPEN = OpenSegments(OPEN_MAX)
 """Those of this process."""
+
+os.register_at_fork(after_in_child=OPEN.forget)

@@ -11,6 +11,7 @@ import pytest
 
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.cursor import Cursor
+from taskq.broker.log.files import RealFiles
 from taskq.broker.port import MESSAGE_BYTES_MAX, Message, TopicPartition
 from taskq.broker.shares import cut
 from taskq.config import Durability
@@ -48,6 +49,22 @@ def test_a_directory_without_write_permission_is_refused(tmp_path: Path, what: s
     assert "can't use" in ran.stdout, ran.stderr
     assert "Permission denied" in ran.stdout
     assert str(path) in ran.stdout
+
+
+def test_every_directory_that_is_made_for_it_has_a_name_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    sync_directory = RealFiles.sync_directory
+
+    def noting(self: RealFiles, path: str) -> None:
+        sync_directory(self, path)
+        synced.append(path)
+
+    monkeypatch.setattr(RealFiles, "sync_directory", noting)
+    with EmbeddedBrokerAt(tmp_path / "some" / "where" / "log"):
+        pass
+    assert {str(tmp_path), f"{tmp_path}/some", f"{tmp_path}/some/where", f"{tmp_path}/some/where/log"} <= set(synced)
 
 
 class EmbeddedBrokerAt:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from taskq.broker.log import names, offsets
 from taskq.broker.log.catalogue import Catalogue, Topic, not_found, read_json, write_json
-from taskq.broker.log.files import TEMPORARY, Files
+from taskq.broker.log.files import TEMPORARY, Files, is_there
 from taskq.broker.log.partition import Partition
 from taskq.broker.port import PARTITIONS_DEFAULT, TopicPartition
 from taskq.config import check_topic
@@ -63,7 +63,10 @@ class DataDirectory:
 
     def _prepare(self) -> None:
         """Make the directory, or check that it is one of ours and of this version."""
+        made = [self.root]
         try:
+            while not is_there(self.files, parent := os.path.dirname(made[-1]) or "."):
+                made.append(parent)
             self.files.makedirs(self.root)
             known = set(self.files.listdir(self.root))
             if "taskq.json" in known:
@@ -76,7 +79,8 @@ class DataDirectory:
                 self.files.makedirs(path)
             # Durable before the format file is seen: whoever finds that one takes the rest for granted.
             self.files.sync_directory(self.root)
-            self.files.sync_directory(os.path.dirname(self.root))
+            for path in made:
+                self.files.sync_directory(os.path.dirname(path) or ".")
             write_json(self.files, names.format_file(self.root), {"format": names.FORMAT_VERSION})
         except OSError as error:
             raise BrokerUnavailable(

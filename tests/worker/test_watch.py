@@ -55,6 +55,7 @@ def test_a_blocked_loop_is_told_once_and_makes_the_process_unwell(
     assert "the event loop lives again" in caplog.text
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("short")
 def test_a_loop_with_much_to_do_is_not_blocked(app: TaskQ, backend: str, caplog: pytest.LogCaptureFixture) -> None:
     @app.task

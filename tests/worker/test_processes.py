@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -104,6 +105,34 @@ def test_nothing_is_started_before_it_is_needed(here: Bench) -> None:
         wait_finished(worker)
         assert len(pids(here)) <= 3, "one after the other they need one, or few where they overlap"
         assert len(worker._processes._runners) <= 3
+
+
+def test_few_children_are_started_at_once_and_who_waits_takes_what_comes_free(
+    here: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "STARTING_MAX", 1)
+    starting, most = [0], [0]
+    start = processes.ProcessPool._try_start
+
+    def count(pool: processes.ProcessPool, run: Any) -> Any:
+        starting[0] += 1
+        most[0] = max(most[0], starting[0])
+        try:
+            return start(pool, run)
+        finally:
+            starting[0] -= 1
+
+    monkeypatch.setattr(processes.ProcessPool, "_try_start", count)
+    here.task("note").map([(number,) for number in range(100)])
+    with working(here.app, group="feed", concurrency=16) as worker:
+        here.wait_for_lines(100)
+        wait_finished(worker)
+        assert most == [1]
+        here.task("stay").map([("gate",)] * 16)
+        here.wait_for_lines(116)
+        (here.folder / "gate").touch()
+        wait_finished(worker)
+    assert len({line.split()[1] for line in here.audited()[:100]}) <= 4
 
 
 def test_idle_children_are_ended_and_others_started(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

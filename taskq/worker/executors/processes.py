@@ -2,7 +2,8 @@
 
 A crew of threads, each of which hands its invocation to a child and waits for the answer. Children are started when
 there is none to spare, are used again while they are warm, and ended when they have been idle for long; there are never
-more of them than threads. A worker that runs nothing in processes has neither.
+more of them than threads. Few are started at once: who needs one meanwhile may find that another has come free. A
+worker that runs nothing in processes has neither.
 
 What may have killed workers runs here, too, whatever its task says (standing.py). Then the death of its child decides
 what becomes of it, and not its retry policy.
@@ -14,6 +15,7 @@ it works or the worker ends. The log and /readyz say why.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -40,6 +42,9 @@ LOOK_S = 5.0
 
 START_S_MAX = 120.0
 """How long a child may take to import the app."""
+
+STARTING_MAX = max(2, os.cpu_count() or 1)
+"""How many children may be starting at once: importing an app keeps a core busy."""
 
 PAUSE_S_MIN = 0.1
 PAUSE_S_MAX = 10.0
@@ -87,7 +92,11 @@ class ProcessPool:
     def __init__(self, tasks: Sequence[Task[Any, Any]], setup: Callable[[], Setup]) -> None:
         self._numbers = {id(task): number for number, task in enumerate(tasks)}
         self._setup = setup
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._free = threading.Condition(lock)
+        """For those who wait for a child: there is an idle one, or another may be started."""
+        self._starting = 0
         self._runs: dict[int, _Run] = {}
         """By id of the item."""
         self._idle: list[Child] = []
@@ -116,6 +125,7 @@ class ProcessPool:
                 if run.child is not None:
                     run.child.kill()
                 self._changed.notify_all()
+                self._free.notify_all()
 
     def _run(self, item: Item, *, is_suspect: bool) -> None:
         refuse_late(item)
@@ -191,14 +201,19 @@ class ProcessPool:
     def _take(self, run: _Run) -> Child:
         """A child for it: one that is warm, or else a new one."""
         while True:
-            with self._changed:
+            with self._free:
+                self._free.wait_for(lambda: self._may_go_on(run))
                 self._check(run)
                 child = run.child = self._idle.pop() if self._idle else None
+                self._starting += child is None
             if child is None:
-                return self._start(run)
+                return self._start_one(run)
             if child.is_well():
                 return child
             self._tell_dead(child.pid, self._drop(run, child))
+
+    def _may_go_on(self, run: _Run) -> bool:
+        return bool(self._idle) or self._starting < STARTING_MAX or run.is_cancelled or self._is_closed
 
     def _give_back(self, run: _Run, child: Child) -> None:
         with self._changed:
@@ -207,6 +222,7 @@ class ProcessPool:
             if is_kept:
                 child.idle_since = time.monotonic()
                 self._idle.append(child)
+                self._free.notify()
                 if self._looker is None:
                     self._looker = threading.Thread(target=self._look, name="taskq-children", daemon=True)
                     self._looker.start()
@@ -219,6 +235,14 @@ class ProcessPool:
         with self._changed:
             run.child = None
         return child.bury()
+
+    def _start_one(self, run: _Run) -> Child:
+        try:
+            return self._start(run)
+        finally:
+            with self._free:
+                self._starting -= 1
+                self._free.notify_all()
 
     def _start(self, run: _Run) -> Child:
         pause_s = PAUSE_S_MIN
@@ -288,6 +312,7 @@ class ProcessPool:
                 if run.child is not None:
                     run.child.kill()
             self._changed.notify_all()
+            self._free.notify_all()
         _end(idle)
         with self._changed:
             self._changed.wait_for(lambda: not self._runs, END_S_MAX)

@@ -27,6 +27,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from attrs import evolve
+
 from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, Record, TopicPartition
 from taskq.context import look_for_cancelled_in
 from taskq.errors import StorageFull, TopicNotFound
@@ -90,6 +92,7 @@ class Poller:
         self._partitions: dict[str, int] = {}
         """Of the topics of the group, as far as known."""
         self._count_partitions = broker.admin().partitions
+        self._reader = broker.reader()
         self._next_commit = 0.0
         self._clock_skew_s = 0.0
         self._stop_by: float | None = None
@@ -218,6 +221,8 @@ class Poller:
     def _take_up(self, tp: TopicPartition, committed: Committed) -> Work:
         try:
             standing, encoded = Standing.decode(committed.offset, committed.metadata)
+            if standing.limit:  # what has not been there yet can't have been started
+                standing = evolve(standing, limit=min(standing.limit, self._reader.bounds(tp).end))
             work = Work(tp, Progress.decode(committed.offset, encoded), standing)
         except ValueError as error:
             _log.error(
@@ -225,7 +230,7 @@ class Poller:
                 *(tp, self._group, committed.offset, error),
             )
             return Work(tp, Progress(committed.offset))
-        if standing.limit:
+        if work.suspects_end:
             _log.warning(
                 "%s: a worker of group %s died holding it; what it may have been running is taken up with care",
                 *(tp, self._group),

@@ -7,8 +7,9 @@ durably, before it is started, without paying for that with every invocation. So
   started. It is moved on some thousand offsets at a time, mostly by commits that are made anyway. Who gives the
   partition up in order stores no limit, or where the suspects end of whom some are left.
 - Whoever finds a limit when it takes a partition over knows that the one before died, and that what is unfinished
-  below the limit may have been running then. These are suspects: they are handed out few at a time, and each is marked
-  in the commit, with the number of its deliveries, before it starts. All else goes on as always.
+  below the limit, and there by now, may have been running then. These are suspects: they are handed out few at a
+  time, and each is marked in the commit, with the number of its deliveries, before it starts. All else goes on as
+  always.
 - When a worker dies again, the marked ones are the only ones that can have done it. From the third delivery on, or the
   last one that is allowed, they run in a child process each: the one that kills it is found out, and the worker lives.
   With them, all other suspects that the worker holds run in child processes: there may be more than one that kills, and

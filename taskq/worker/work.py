@@ -123,7 +123,7 @@ class Work:
         """What was queued when the handover began."""
         self.limit = 0
         """Nothing from here on has been started; stored with the progress before anything is. See standing.py."""
-        self.suspects_end = before.limit
+        self.suspects_end = before.limit if before.limit > progress.low else 0
         """What is below, and unfinished, may have been running when a worker died."""
         self.marks: dict[int, int] = dict(before.marks)
         """Of suspects: how often each was handed out."""

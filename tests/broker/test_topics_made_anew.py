@@ -14,7 +14,7 @@ import pytest
 from taskq.broker.cleaner import Cleaner
 from taskq.broker.consumer import EmbeddedConsumer
 from taskq.broker.embedded import EmbeddedBroker
-from taskq.broker.log import checkpoint, compaction, idempotence, retention
+from taskq.broker.log import checkpoint, compaction, idempotence, replacement, retention
 from taskq.broker.log.batch import ProducerStamp, encode_many
 from taskq.broker.log.catalogue import Catalogue
 from taskq.broker.log.offsets import Lease
@@ -120,6 +120,45 @@ def test_retention_leaves_no_checkpoint_to_another_topic(
     Cleaner(broker._directory).clean()
     assert made[0]
     assert bounds_after_a_reboot(tmp_path) == PartitionBounds(0, 20)
+
+
+def test_retention_removes_nothing_of_another_topic(
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.admin().create_topic("feed", 1, segment_bytes=1024, retention_bytes=0, unfinished="delete")
+    publish(broker, 100, b"x" * 100)
+    made = make_anew_before(monkeypatch, retention, "remove_segment", other)
+    Cleaner(broker._directory).clean()
+    assert made
+    assert (tmp_path / "topics" / "feed" / "0" / f"{0:020}.log").exists()
+    assert len(other.reader().read(TP, 0)) == 20
+
+
+def test_compaction_removes_nothing_of_another_topic(
+    broker: EmbeddedBroker, other: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> None:
+        other.admin().create_topic("feed", 1, segment_bytes=1024, cleanup_policy="compact")
+        for number in range(100):
+            other.producer().send("feed", b"x" * 100, b"%d" % (number % 3))
+
+    make()
+    remove_others, made = replacement.remove_others, list[bool]()
+
+    def make_anew(*arguments: Any) -> None:
+        if not made:
+            made.append(True)
+            other.admin().delete_topic("feed")
+            make()
+        remove_others(*arguments)
+
+    monkeypatch.setattr(replacement, "remove_others", make_anew)
+    Cleaner(broker._directory).clean()
+    assert made
+    offset = 0
+    while records := other.reader().read(TP, offset):
+        offset = records[-1].offset + 1
+    assert offset == 100
 
 
 def test_no_snapshot_of_producers_is_left_to_another_topic(

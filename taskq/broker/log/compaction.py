@@ -148,7 +148,7 @@ def compact(
     """
     directory = partition.directory
     try:
-        replacement.finish(files, directory)
+        replacement.finish(files, directory, partition.undeleted)
         replacement.remove_temporary(files, directory)
         with suppress(Stopped):
             return _compact(files, partition, settings, now_ms, Pace(rest))
@@ -316,7 +316,7 @@ def _replace(
     for path in replacement.paths(directory, base)[1:]:
         files.rename(replacement.temporary(path), path)
     if len(bases) > 1:
-        replacement.remove_others(files, directory, bases[1:])
+        replacement.remove_others(files, directory, bases[1:], partition.undeleted)
     return Segment(base, end, writer.size)
 
 

@@ -20,14 +20,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from attrs import asdict, evolve, frozen
 
 from taskq.broker.log import checkpoint, names, replacement
 from taskq.broker.log.checkpoint import Checkpoint
-from taskq.broker.log.files import Files, encode_json, read_or_empty, read_whole, write_whole
+from taskq.broker.log.files import UNGUARDED, Files, encode_json, read_or_empty, read_whole, remove, write_whole
 from taskq.broker.log.head import HeadState, Times
 from taskq.broker.log.index import IndexBuilder, is_index_sound, is_time_index_sound
 from taskq.broker.log.scan import Scanned, next_sound_batch, scan
@@ -71,11 +71,15 @@ def segment_bases(files: Files, directory: str) -> list[int]:
     return sorted(base for base in bases if base is not None)
 
 
-def remove_segment(files: Files, directory: str, base: int) -> None:
-    """Remove a segment's files, the log last: without it, the others would be rubbish that nobody finds."""
-    for path in (names.index(directory, base), names.timeindex(directory, base), names.log(directory, base)):
+def remove_segment(files: Files, directory: str, base: int, guard: AbstractContextManager[object] = UNGUARDED) -> None:
+    """Remove a segment's files, the log last: without it, the others would be rubbish that nobody finds.
+
+    `guard` is held while that loses its name: without one, hold the append lock of a partition that is there.
+    """
+    for path in (names.index(directory, base), names.timeindex(directory, base)):
         with suppress(FileNotFoundError):
             files.unlink(path)
+    remove(files, names.log(directory, base), guard)
 
 
 def recover(files: Files, directory: str) -> RecoveryReport:

@@ -17,16 +17,18 @@ A reader that has an old file open reads on in it. Who has read to its end and d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from taskq.broker.log import names
-from taskq.broker.log.files import TEMPORARY, Files, read_whole, write_whole
+from taskq.broker.log.files import TEMPORARY, Files, read_whole, remove, write_whole
 from taskq.broker.log.index import IndexBuilder
 from taskq.broker.log.scan import scan
 from taskq.broker.log.sealed import decode_sealed, encode_sealed
 
 _SUFFIX = ".new" + TEMPORARY
+
+Guard = Callable[[], AbstractContextManager[object]]
 
 
 def paths(directory: str, base: int) -> tuple[str, str, str]:
@@ -60,17 +62,17 @@ def remove_indexes(files: Files, directory: str, base: int) -> None:
     files.sync_directory(directory)
 
 
-def finish(files: Files, directory: str) -> None:
+def finish(files: Files, directory: str, guard: Guard = nullcontext) -> None:
     """Finish, or forget, a replacement that was begun. Call it alone with the segments: see compaction.py.
 
-    Raises OSError.
+    See `remove_others`. Raises OSError.
     """
     try:
         document = decode_sealed(read_whole(files, names.merging(directory)))
     except FileNotFoundError:
         return
     if document is not None and _ends_at(files, directory, document["base"], document["end"]):
-        remove_others(files, directory, document["others"])
+        remove_others(files, directory, document["others"], guard)
     else:
         files.unlink(names.merging(directory))
 
@@ -88,12 +90,17 @@ def _ends_at(files: Files, directory: str, base: int, end: int) -> bool:
         files.close(fd)
 
 
-def remove_others(files: Files, directory: str, others: Sequence[int]) -> None:
-    """Step 6. The new log's name must be durable."""
+def remove_others(files: Files, directory: str, others: Sequence[int], guard: Guard) -> None:
+    """Step 6. The new log's name must be durable.
+
+    `guard()` is held while one of them loses its name: see `files.remove`.
+    """
     for base in others:
-        for path in reversed(paths(directory, base)):  # the log last: without it nobody would find the others
+        log, *indexes = paths(directory, base)
+        for path in indexes:  # the log last: without it nobody would find the others
             with suppress(FileNotFoundError):
                 files.unlink(path)
+        remove(files, log, guard())
     files.sync_directory(directory)
     with suppress(FileNotFoundError):
         files.unlink(names.merging(directory))

@@ -26,7 +26,7 @@ from taskq.broker.log.index import TIME_ENTRY, find, is_time_index_sound
 from taskq.broker.log.partition import Partition
 from taskq.broker.log.recovery import remove_segment, segment_bases
 from taskq.broker.log.scan import scan
-from taskq.errors import CorruptLog, TopicNotFound
+from taskq.errors import CorruptLog
 from taskq.topics import TopicSettings
 
 
@@ -130,20 +130,13 @@ def _begin_at(files: Files, partition: Partition, start: int) -> None:
     files.sync_directory(directory)
 
 
-def _check_there(partition: Partition) -> None:
-    """Raise TopicNotFound if the topic has been deleted: what has its files' names may be another's."""
-    if partition.is_deleted:
-        raise TopicNotFound(f"{partition.name}: the topic has been deleted")
-
-
 def _remove_below(files: Files, partition: Partition, start: int) -> None:
     """Remove the segments all of whose offsets are below `start`."""
     directory = partition.directory
     bases = segment_bases(files, directory)
     gone = [base for base, end in pairwise(bases) if end <= start]
     for base in gone:
-        _check_there(partition)
-        remove_segment(files, directory, base)
+        remove_segment(files, directory, base, partition.undeleted())
     if gone:
         files.sync_directory(directory)
 

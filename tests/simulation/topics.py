@@ -46,6 +46,11 @@ class Topics:
         """A name that no topic has."""
         return next((name for name in NAMES if name not in self.counts), None)
 
+    def find(self, tp: TopicPartition) -> PartitionModel | None:
+        """That of a topic that there is, or may be again after a power cut. None: its topic is deleted for good."""
+        ghost = self._ghosts.get(tp.topic)
+        return self.partitions.get(tp) or (ghost.partitions.get(tp) if ghost else None)
+
     def create(self, process: Process, name: str, count: int) -> None:
         count = self._maybe.setdefault(name, count)
         process.directory.create(name, count, exist_ok=True)  # it may be there, if its creator died

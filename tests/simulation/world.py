@@ -127,15 +127,17 @@ class World:
         return is_suspect or process.has_failed or self.counts.repairs > process.repairs_before
 
     def _note_failures(self) -> None:
-        """Logs whose fsync failed are suspect until they are repaired."""
+        """Logs whose fsync failed are suspect until they are repaired; those of deleted topics are nobody's."""
         for path in sorted(self.fate.failed):
             parts = path.removeprefix(f"{self.disk.base}/data/").split("/")
             if parts[0] == "groups":
                 _, group, _, topic, number = parts
-                self.partitions[TopicPartition(topic, int(number))].group(group).fsync_failed()
+                if model := self.topics.find(TopicPartition(topic, int(number))):
+                    model.group(group).fsync_failed()
             elif path.endswith(".log"):
                 _, topic, number, _ = parts
-                self.partitions[TopicPartition(topic, int(number))].is_suspect = True
+                if model := self.topics.find(TopicPartition(topic, int(number))):
+                    model.is_suspect = True
             self.counts.fsyncs_failed += 1
             self._say(f"   the fsync of {path.removeprefix(self.disk.base)} has failed")
         self.fate.failed.clear()

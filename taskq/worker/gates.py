@@ -162,12 +162,23 @@ class OrderGate:
         return None if record.key is None else (ticket.tp, record.key)
 
 
-class WidthGate:
+class _Queue:
+    """What gates have in common that let tickets in as they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Ticket] = deque()
+
+    def remove(self, is_wanted: Wanted) -> list[Ticket]:
+        self._waiting, removed = _split(self._waiting, is_wanted)
+        return removed
+
+
+class WidthGate(_Queue):
     """At most `width` at once in this process."""
 
     def __init__(self, width: int) -> None:
+        super().__init__()
         self._left = width
-        self._waiting: deque[Ticket] = deque()
 
     def enter(self, ticket: Ticket) -> bool:
         if self._left > 0 and not self._waiting:
@@ -186,15 +197,11 @@ class WidthGate:
     def leave(self, ticket: Ticket) -> None:
         self._left += 1
 
-    def remove(self, is_wanted: Wanted) -> list[Ticket]:
-        self._waiting, removed = _split(self._waiting, is_wanted)
-        return removed
-
     def next_at(self) -> float:
         return -math.inf if self._waiting and self._left > 0 else math.inf
 
 
-class RateGate:
+class RateGate(_Queue):
     """Starts at most `rate()` a second, evenly: the worker's share of the group's limit, as it is just then.
 
     What was not used is kept for `BURST_S`, so that a poller that comes late loses nothing.
@@ -203,9 +210,9 @@ class RateGate:
     BURST_S = 0.1
 
     def __init__(self, rate: Callable[[], float], now: Callable[[], float]) -> None:
+        super().__init__()
         self._rate = rate
         self._now = now
-        self._waiting: deque[Ticket] = deque()
         self._tokens = 1.0
         self._counted_at = now()
 
@@ -228,10 +235,6 @@ class RateGate:
     def leave(self, ticket: Ticket) -> None:
         """A start is a start, however it ends."""
 
-    def remove(self, is_wanted: Wanted) -> list[Ticket]:
-        self._waiting, removed = _split(self._waiting, is_wanted)
-        return removed
-
     def next_at(self) -> float:
         rate = self._rate()
         if not self._waiting or rate <= 0:
@@ -245,23 +248,22 @@ class RateGate:
         self._counted_at = now
 
 
-class BatchGate:
+class BatchGate(WidthGate):
     """Lets several pass together, after something was done for all of them: marked, or committed. At most `width` at
     once."""
 
-    def __init__(self, width: float, before: Callable[[list[Ticket]], bool]) -> None:
-        self._left = width
+    def __init__(self, width: int, before: Callable[[list[Ticket]], bool]) -> None:
+        super().__init__(width)
         self._before = before
         """False: not now."""
         self._again_at = 0.0
-        self._waiting: deque[Ticket] = deque()
 
     def enter(self, ticket: Ticket) -> bool:
         self._waiting.append(ticket)
         return False
 
     def release(self, now: float) -> list[Ticket]:
-        free = int(min(self._left, len(self._waiting)))
+        free = min(self._left, len(self._waiting))
         if not free or now < self._again_at:
             return []
         batch = [self._waiting.popleft() for _ in range(free)]
@@ -271,13 +273,6 @@ class BatchGate:
             return []
         self._left -= free
         return batch
-
-    def leave(self, ticket: Ticket) -> None:
-        self._left += 1
-
-    def remove(self, is_wanted: Wanted) -> list[Ticket]:
-        self._waiting, removed = _split(self._waiting, is_wanted)
-        return removed
 
     def next_at(self) -> float:
         return self._again_at if self._waiting and self._left >= 1 else math.inf

@@ -1,9 +1,9 @@
-"""Running command lines in this process, in an empty folder of their own."""
+"""Running command lines, in this process or in their own, in an empty folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from attrs import frozen
 
 from taskq.cli import run
+from tests.cli.processes import Process
 
 
 @frozen
@@ -45,3 +46,20 @@ def taskq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return Said(code, said.out, said.err)
 
     return taskq
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(taskq: Taskq, tmp_path: Path) -> Iterator[Start]:
+    """Starts `taskq` with these arguments and environment in a process of its own, which ends with the test."""
+    started: list[Process] = []
+
+    def start(*arguments: str, **environ: str) -> Process:
+        started.append(Process(*arguments, cwd=tmp_path, environ=environ))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()

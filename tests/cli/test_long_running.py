@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Taskq
-from tests.cli.processes import Process
+from tests.cli.conftest import Start, Taskq
 
 TASKS = """
 import os, time
@@ -37,22 +36,11 @@ def wait(fifo: str) -> None:
     say("waited")
 """
 
-Start = Callable[..., Process]
 
-
-@pytest.fixture
-def start(taskq: Taskq, tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(autouse=True)
+def tasks(taskq: Taskq, tmp_path: Path) -> None:
     (tmp_path / "sums.py").write_text(TASKS)
     (tmp_path / "pyproject.toml").write_text("[tool.taskq]\napp = 'sums'\npartitions = 4\n")
-    started: list[Process] = []
-
-    def start(*arguments: str, **environ: str) -> Process:
-        started.append(Process(*arguments, cwd=tmp_path, environ=environ))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
 
 
 @pytest.fixture

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from taskq import TaskQ
 from taskq.broker.port import TopicPartition
-from tests.cli.conftest import Taskq
-from tests.cli.processes import Process
+from tests.cli.conftest import Start, Taskq
 from tests.processes import wait_until
-
-Start = Callable[..., Process]
-
-
-@pytest.fixture
-def start(taskq: Taskq, tmp_path: Path) -> Iterator[Start]:
-    started: list[Process] = []
-
-    def start(*arguments: str, **environ: str) -> Process:
-        started.append(Process(*arguments, cwd=tmp_path, environ=environ))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
 
 
 @pytest.fixture

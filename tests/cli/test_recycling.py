@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from taskq import TaskQ
-from tests.cli.conftest import Taskq
+from tests.cli.conftest import Start, Taskq
 from tests.cli.processes import Process
 
 TASKS = """
@@ -40,21 +40,10 @@ def wait(number: int, fifo: str) -> None:
 """
 WORKER = ("worker", "-g", "grows", "-A", "grows", "--metrics-port", "0")
 
-Start = Callable[..., Process]
 
-
-@pytest.fixture
-def start(taskq: Taskq, tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(autouse=True)
+def tasks(taskq: Taskq, tmp_path: Path) -> None:
     (tmp_path / "grows.py").write_text(TASKS)
-    started: list[Process] = []
-
-    def start(*arguments: str, **environ: str) -> Process:
-        started.append(Process(*arguments, cwd=tmp_path, environ=environ))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
 
 
 @pytest.fixture

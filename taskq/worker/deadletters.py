@@ -17,7 +17,7 @@ from taskq.broker.port import OWN_HEADERS, Headers, Message, Record, TopicPartit
 from taskq.errors import SerializationError
 from taskq.message import Envelope, decode_envelope, decode_headers, derive_id, format_id
 from taskq.trip import EXPIRES, NEW, PAST_CHARACTERS_MAX, PastError, Trip, milliseconds, trip_of, with_header, with_trip
-from taskq.worker.retries import Failure
+from taskq.worker.retries import Failure, shorten_name
 
 PREFIX = f"{OWN_HEADERS}dead-"
 
@@ -191,9 +191,9 @@ def _with_last_error(letter: DeadLetter) -> Trip:
         return trip
     if trip.attempts and trip.errors:
         last = trip.errors[-1]
-        if last.type.endswith(letter.type) and last.message[:_ALIKE_CHARACTERS] == start:
+        if last.type.endswith(shorten_name(letter.type)) and last.message[:_ALIKE_CHARACTERS] == start:
             return trip
-    past = PastError(trip.attempts, letter.time_ms, letter.type, letter.message[:PAST_CHARACTERS_MAX])
+    past = PastError(trip.attempts, letter.time_ms, shorten_name(letter.type), letter.message[:PAST_CHARACTERS_MAX])
     return trip.after(past, is_failure=False)
 
 

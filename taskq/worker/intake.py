@@ -13,7 +13,7 @@ from taskq.errors import InvocationError
 from taskq.message import Envelope, Id, decode_envelope
 from taskq.trip import EXPIRES, milliseconds, trip_of
 from taskq.worker.gates import Gate, Ticket
-from taskq.worker.retries import Failure, deadly, describe
+from taskq.worker.retries import Failure, deadly, describe, shorten_name
 from taskq.worker.work import Ended, Item, Job, Joint, Work
 
 QUARANTINE_FROM = 3
@@ -83,12 +83,12 @@ class Intake:
         if jobs is None:
             if envelope.event or self._is_known(envelope.name):
                 return None
-            return Ended(work, record, envelope.name, _unknown(envelope.name))
+            return _unknown(work, record, envelope.name)
         trip = trip_of(record)
         if trip.handler:
             jobs = tuple(job for job in jobs if job.task.name == trip.handler)
             if not jobs:
-                return Ended(work, record, trip.handler, _unknown(trip.handler))
+                return _unknown(work, record, trip.handler)
         name = jobs[0].task.name if len(jobs) == 1 else envelope.name
         if self.cancelled and identify(envelope, record, work.tp) in self.cancelled:
             return Ended(work, record, name, Failure("cancelled", "", "it was cancelled", outcome="cancelled"))
@@ -124,9 +124,7 @@ class Intake:
 _NONE: Mapping[str, Job] = {}
 
 
-def _unknown(name: str) -> Failure:
-    return Failure(
-        "unknown-task",
-        "TaskNotFound",
-        f"no task {name!r} is registered in this worker's app; import the module that defines it (-A)",
-    )
+def _unknown(work: Work, record: Record, name: str) -> Ended:
+    name = shorten_name(name)
+    why = f"no task {name!r} is registered in this worker's app; import the module that defines it (-A)"
+    return Ended(work, record, name, Failure("unknown-task", "TaskNotFound", why))

@@ -18,6 +18,7 @@ from taskq.errors import (
     TaskCancelled,
     TimeLimitExceeded,
 )
+from taskq.options import NAME_CHARACTERS_MAX
 from taskq.retry import Retry, RetryLater
 from taskq.trip import NEW, PAST_CHARACTERS_MAX, PastError, Trip, trip_of
 
@@ -179,15 +180,30 @@ def _type_of(error: BaseException) -> str:
 
 
 def _qualified(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    def say() -> str:
+        return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+    return shorten_name(_text(say))
+
+
+def shorten_name(name: str) -> str:
+    """The name of a type, a task or an event as it is told: who chose it need not have meant well."""
+    return name if len(name) <= NAME_CHARACTERS_MAX else f"{name[: NAME_CHARACTERS_MAX - 3]}..."
 
 
 def _text(say: Callable[[], str]) -> str:
-    """What an exception says of itself, in its own code: that may raise whatever it likes."""
+    """What an exception says of itself, in its own code: that may raise whatever it likes.
+
+    Half of a surrogate pair, as in a file's name that is no UTF-8, is told as an escape: it can't be stored.
+    """
     try:
-        return say()
+        return _storable(say())
     except BaseException as error:
-        return f"<it can't be told: {type(error).__name__}>"
+        return _storable(f"<it can't be told: {type(error).__name__}>")
+
+
+def _storable(text: str) -> str:
+    return str.encode(text, errors="backslashreplace").decode()
 
 
 def _shorten(text: str, characters_max: int) -> str:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from attrs import evolve
 from msgspec.structs import replace
 
 from taskq.broker.port import Message, Producer
@@ -26,7 +27,7 @@ from taskq.topics import dead_topic, retry_topic
 from taskq.trip import NEW, Trip, with_trip
 from taskq.worker.deadletters import dead_letter
 from taskq.worker.gates import Ticket
-from taskq.worker.retries import REDELIVERED
+from taskq.worker.retries import REDELIVERED, describe
 from taskq.worker.work import Ended, Item
 
 AT_ONCE_MAX = 1000
@@ -63,8 +64,8 @@ class Settler:
             batch = [failures.popleft() for _ in range(min(len(failures), AT_ONCE_MAX))]
             now_ms = -(-time.time_ns() // 1_000_000)  # rounded up: nothing comes back too early
             by_topic: dict[str, list[tuple[Ended, Message]]] = {}
-            for ended in batch:
-                if not _stays(ended) and (sent := self._message(ended, now_ms)):
+            for ended, sent in (self._outcome(ended, now_ms) for ended in batch):
+                if sent is not None:
                     by_topic.setdefault(sent[0], []).append((ended, sent[1]))
                 else:
                     self._end(ended)
@@ -90,11 +91,20 @@ class Settler:
         self._metrics.executions.labels(self._group, name, failure.outcome).inc()
         if _stays(ended) and ended.item is not None:
             assert failure.delay_s is not None
-            job, envelope, record, place = ended.item
-            record = record._replace(headers=with_trip(record.headers, failure.trip))
-            self._retry_in_place(ended, (job.careful, envelope, record, place), time.monotonic() + failure.delay_s)
+            self._retry_in_place(ended, ended.item, time.monotonic() + failure.delay_s)
         else:
             ended.place.finish(ended.record.offset)
+
+    def _outcome(self, ended: Ended, now_ms: int) -> tuple[Ended, tuple[str, Message] | None]:
+        """What is to be ended, and what to publish of it before, and where.
+
+        Should anything be in it that can't be written, that one is given up for it, and no other.
+        """
+        try:
+            return (_again(ended), None) if _stays(ended) else (ended, self._message(ended, now_ms))
+        except Exception as error:
+            ended = evolve(ended, failure=describe(error, "failed"))
+            return ended, self._message(ended, now_ms)
 
     def _message(self, ended: Ended, now_ms: int) -> tuple[str, Message] | None:
         """What to publish, and where."""
@@ -159,6 +169,14 @@ class Settler:
             )
         else:
             _log.info("%s at %s offset %d: %s", who, *place, failure.outcome, extra=extra)
+
+
+def _again(ended: Ended) -> Ended:
+    """What is tried again in place, with the item that is to run then."""
+    assert ended.item is not None
+    job, envelope, record, place = ended.item
+    record = record._replace(headers=with_trip(record.headers, ended.failure.trip))
+    return evolve(ended, item=(job.careful, envelope, record, place))
 
 
 def _stays(ended: Ended) -> bool:

@@ -32,7 +32,6 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import anyio.to_thread
-from attrs import evolve
 
 from taskq.app import TaskQ
 from taskq.broker.port import Record, TopicPartition
@@ -150,13 +149,7 @@ def _enter(delivery: Delivery, call: Call) -> None:
 
 def failed(policy: Retry, error: BaseException) -> bytes:
     """What to say of a call that ended with `error`, which nobody else will ever see."""
-    verdict = judge(policy, error)
-    verdict = evolve(verdict, type=_sendable(verdict.type), message=_sendable(verdict.message))
-    return encode(Failed(verdict, _sendable(traceback_of(error))))
-
-
-def _sendable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
+    return encode(Failed(judge(policy, error), traceback_of(error)))
 
 
 def _configure(app: TaskQ, settings: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ may send (`{"task": "feed.fan_out", "args": [1, 2]}`):
 
     task       name of the task to run; or instead
     event      name of the event that happened, for the handlers of every group that subscribed to it
-    id         16 bytes, a UUID; or a string of the sender's choice; if left out, derived from the record's place
+    id         16 bytes, a UUID, or that as text (which is the same id); or a string of the sender's choice; if left
+               out, derived from the record's place
     args       array of positional arguments, left out when empty
     kwargs     map of keyword arguments, left out when empty
     signature  of a pickled call only (`taskq.serializers`)
@@ -30,6 +31,7 @@ from taskq.broker.port import Headers
 from taskq.errors import ConfigError, SerializationError
 
 ID_CHARACTERS_MAX = 255
+_UUID_CHARACTERS = 36
 RESERVED_HEADER_PREFIX = "taskq-"
 
 Id = bytes | str
@@ -81,7 +83,7 @@ def decode_envelope(value: bytes | memoryview | None) -> Envelope:
         _name_event(envelope)
     ident = envelope.id
     if ident.__class__ is not bytes or len(ident) != 16:
-        _check_received_id(ident)
+        envelope.id = _received_id(ident)
     return envelope
 
 
@@ -133,9 +135,13 @@ def _name_event(envelope: Envelope) -> None:
     envelope.name = envelope.event
 
 
-def _check_received_id(ident: object) -> None:
-    if ident is not None and not (isinstance(ident, str) and 0 < len(ident) <= ID_CHARACTERS_MAX):
+def _received_id(ident: object) -> Id | None:
+    """The id as all others have it: JSON has only text, and a UUID by any other way is 16 bytes."""
+    if ident is None:
+        return None
+    if not isinstance(ident, str) or not 0 < len(ident) <= ID_CHARACTERS_MAX:
         raise SerializationError(f"the invocation's id is neither 16 bytes nor 1 to {ID_CHARACTERS_MAX} characters")
+    return _shortest_id(ident)
 
 
 # --- ids
@@ -161,6 +167,13 @@ def parse_id(text: object) -> Id:
         return text.bytes
     if not isinstance(text, str) or not 0 < len(text) <= ID_CHARACTERS_MAX or not _is_encodable(text):
         raise ConfigError(f"{text!r} can't be an id: use a string of 1 to {ID_CHARACTERS_MAX} characters, or a UUID")
+    return _shortest_id(text)
+
+
+def _shortest_id(text: str) -> Id:
+    """The 16 bytes of a UUID that is written as `format_id` writes it; any other text as it is."""
+    if len(text) != _UUID_CHARACTERS:
+        return text
     try:
         ident = UUID(text)
     except ValueError:

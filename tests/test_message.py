@@ -68,11 +68,16 @@ def test_a_foreign_json_object_is_an_invocation() -> None:
     assert bytes(envelope.kwargs) == b"{}"
 
 
-def test_json_has_its_id_as_text() -> None:
+def test_json_has_its_id_as_text_and_it_is_the_same_id() -> None:
     value = encode_json("task", "t", IDENT, Raw(b"[1]"))
 
     assert msgspec.json.decode(value) == {"task": "t", "id": str(UUID(bytes=IDENT)), "args": [1]}
-    assert decode_envelope(value).id == str(UUID(bytes=IDENT))
+    assert decode_envelope(value).id == IDENT
+
+
+@pytest.mark.parametrize("ident", ["mine", "x" * 36, str(UUID(bytes=IDENT)).upper(), f"{{{UUID(bytes=IDENT)}}}"])
+def test_other_text_stays_the_id_that_it_is(ident: str) -> None:
+    assert decode_envelope(encode_json("task", "t", ident, Raw(b"[1]"))).id == ident
 
 
 def test_a_memoryview_reads_as_bytes_do() -> None:

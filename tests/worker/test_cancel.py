@@ -7,6 +7,9 @@ import threading
 import anyio
 
 from taskq import TaskQ, current
+from taskq.control import cancellation
+from taskq.message import parse_id
+from taskq.topics import CONTROL
 from tests.processes import WAIT_S, wait_until
 from tests.worker.test_retries import dead_letters, executions
 from tests.working import wait_finished, working
@@ -37,6 +40,25 @@ def test_what_waits_never_starts_whenever_it_was_cancelled(app: TaskQ, backend: 
         first.cancel()  # it has ended: nothing happens
     assert sorted(ran) == [0, 1, 3, 4, 5, 6, 8, 9]
     assert dead_letters(app) == []
+
+
+def test_what_is_published_as_json_is_cancelled_like_others(app: TaskQ) -> None:
+    ran: list[int] = []
+
+    @app.task(serializer="json")
+    def work(number: int) -> None:
+        ran.append(number)
+
+    work.delay(1).cancel()
+    ident = "01a20cbc-a9e0-7367-9c85-3d9336586154"
+    app.producer.send("default", b'{"task": "%s", "id": "%s", "args": [2]}' % (work.name.encode(), ident.encode()))
+    app.producer.send_many(CONTROL, [cancellation(parse_id(ident))])
+    work.delay(3)
+    with working(app) as worker:
+        counts = executions(worker.metrics_snapshot, work.name)
+        wait_finished(worker)
+        wait_until(lambda: counts("cancelled") == 2, "both are counted")
+    assert ran == [3]
 
 
 def test_what_is_delayed_never_starts(app: TaskQ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Generator, Mapping, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,10 +68,13 @@ def limit(delivery: Delivery, deadline: float) -> None:
     _deadline.set((delivery, deadline))
 
 
-_cancelled: Collection[Id] = ()
+Cancelled = Mapping[Id, int]
+"""Ids of invocations that were cancelled, and when: milliseconds since 1970."""
+
+_cancelled: Cancelled = {}
 
 
-def look_for_cancelled_in(ids: Collection[Id]) -> None:
+def look_for_cancelled_in(ids: Cancelled) -> None:
     """Make `current.check` find cancelled invocations in `ids` from now on. For workers."""
     global _cancelled
     _cancelled = ids
@@ -83,6 +86,12 @@ def identify(envelope: Envelope, record: Record, tp: TopicPartition) -> Id:
         return envelope.id  # type: ignore[no-any-return]
     named = trip_of(record).id
     return parse_id(named) if named else derive_id(*tp, record.offset)
+
+
+def is_cancelled(ids: Cancelled, envelope: Envelope, record: Record, tp: TopicPartition) -> bool:
+    """Whether it is one of `ids`: cancelled, and not retried by a person since then."""
+    since_ms = ids.get(identify(envelope, record, tp))
+    return since_ms is not None and since_ms > trip_of(record).retried_ms
 
 
 class Reject(Exception):
@@ -170,7 +179,7 @@ class Current:
         A thread can't be stopped from outside: a `def` task that may run long calls this now and then.
         """
         _, envelope, record, place = _get()
-        if _cancelled and identify(envelope, record, place.tp) in _cancelled:
+        if _cancelled and is_cancelled(_cancelled, envelope, record, place.tp):
             raise TaskCancelled(f"{self.task.name} {self.id} was cancelled")
         deadline = self.deadline
         if deadline is not None and time.time() > deadline:

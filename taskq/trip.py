@@ -30,7 +30,8 @@ PAST_ERRORS_MAX = 10
 PAST_CHARACTERS_MAX = 300
 
 
-Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+COUNT_MAX = 1_000_000_000
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 
 
 class PastError(Struct, frozen=True):
@@ -61,6 +62,8 @@ class Trip(Struct, frozen=True, omit_defaults=True):
     """If its value has none: what it is called."""
     retried: Count = 0
     """How often a person retried it when it was a dead letter."""
+    retried_ms: int = 0
+    """And when, the last time."""
 
     def after(self, error: PastError, *, is_failure: bool) -> Trip:
         """The trip with one more attempt."""

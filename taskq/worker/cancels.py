@@ -27,7 +27,7 @@ class Cancels:
         self._next = 0
 
     def refresh(self) -> set[Id]:
-        """Read what has come since the last time: the ids that are new. Looking costs next to nothing."""
+        """Read what has come since the last time: the ids that are new, or again. Looking costs next to nothing."""
         new: dict[Id, int] = {}
         try:
             while self._reader.bounds(_TP).end > self._next:
@@ -40,7 +40,7 @@ class Cancels:
             self._next = 0
         if new:
             oldest_ms = int(time.time() * 1000) - CONTROL_MS
-            fresh = new.keys() - self.ids.keys()
+            fresh = {ident for ident, since_ms in new.items() if since_ms > self.ids.get(ident, -1)}
             self.ids.update(new)
             for ident in [ident for ident, since_ms in self.ids.items() if since_ms < oldest_ms]:
                 del self.ids[ident]

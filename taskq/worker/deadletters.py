@@ -13,10 +13,10 @@ from __future__ import annotations
 from attrs import frozen
 from msgspec.structs import replace
 
-from taskq.broker.port import OWN_HEADERS, Headers, Message, Record, TopicPartition
+from taskq.broker.port import OWN_HEADERS, Message, Record, TopicPartition
 from taskq.errors import SerializationError
 from taskq.message import Envelope, decode_envelope, decode_headers, derive_id, format_id
-from taskq.trip import EXPIRES, NEW, PAST_CHARACTERS_MAX, PastError, Trip, milliseconds, trip_of, with_header, with_trip
+from taskq.trip import COUNT_MAX, EXPIRES, NEW, PAST_CHARACTERS_MAX, PastError, Trip, trip_of, with_trip
 from taskq.worker.retries import Failure, shorten_name
 
 PREFIX = f"{OWN_HEADERS}dead-"
@@ -159,13 +159,11 @@ def _number(text: str | None) -> int | None:
 def sent_again(letter: DeadLetter, now_ms: int) -> Message:
     """The message to publish to the topic in which the group tries again: the original, its retries given back to it.
 
-    It keeps its id, its history, and where it came from. That it was too late to start it, if it was, is forgotten: a
-    person says otherwise.
+    It keeps its id, its history, and where it came from. When it is too late to start it is forgotten, be it past or
+    ahead, and that it was cancelled before: a person says otherwise.
     """
     record, envelope, trip = letter.record, letter.envelope, _with_last_error(letter)
-    headers = tuple(one for one in record.headers if not one[0].startswith(PREFIX))
-    if _has_expired(headers, now_ms):
-        headers = with_header(headers, EXPIRES, None)
+    headers = tuple(one for one in record.headers if not one[0].startswith(PREFIX) and one[0] != EXPIRES)
     handler, ident = trip.handler, trip.id
     if envelope is not None and envelope.event and letter.task != envelope.name:
         handler = handler or letter.task  # the event's other handlers have had it
@@ -179,7 +177,8 @@ def sent_again(letter: DeadLetter, now_ms: int) -> Message:
         published_ms=letter.published_ms,
         handler=handler,
         id=ident,
-        retried=trip.retried + 1,
+        retried=min(trip.retried + 1, COUNT_MAX),
+        retried_ms=now_ms,
     )
     return Message(record.value, record.key, with_trip(headers, trip))
 
@@ -195,11 +194,3 @@ def _with_last_error(letter: DeadLetter) -> Trip:
             return trip
     past = PastError(trip.attempts, letter.time_ms, shorten_name(letter.type), letter.message[:PAST_CHARACTERS_MAX])
     return trip.after(past, is_failure=False)
-
-
-def _has_expired(headers: Headers, now_ms: int) -> bool:
-    try:
-        expires_ms = milliseconds(headers, EXPIRES)
-    except SerializationError:
-        return False
-    return expires_ms is not None and expires_ms <= now_ms

@@ -10,8 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from taskq.context import identify
-from taskq.message import Id
+from taskq.context import Cancelled, is_cancelled
 from taskq.options import PRIORITIES, parse_rate
 from taskq.topics import retry_topic
 from taskq.worker.gates import Gate, Nowhere, OrderGate, Pause, RateGate, Ticket, WidthGate
@@ -203,7 +202,7 @@ class Dispatch:
         self.add(begun)
         return unbegun
 
-    def take_cancelled(self, ids: Collection[Id]) -> list[Item]:
+    def take_cancelled(self, ids: Cancelled) -> list[Item]:
         """Take out what waits of these invocations, and have stopped what runs of them as far as it can be."""
 
         taken = self._take(lambda item: is_among(item, ids))
@@ -242,9 +241,9 @@ class Dispatch:
         return taken
 
 
-def is_among(item: Item, ids: Collection[Id]) -> bool:
+def is_among(item: Item, ids: Cancelled) -> bool:
     """Whether it is one of these invocations."""
-    return identify(item[1], item[2], item[3].tp) in ids
+    return is_cancelled(ids, item[1], item[2], item[3].tp)
 
 
 def _joint_of(item: Item) -> Joint | None:

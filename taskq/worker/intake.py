@@ -5,12 +5,12 @@ Nearly all records are for one task that has no wishes, and carry no headers: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from taskq.broker.port import Record
-from taskq.context import identify
+from taskq.context import Cancelled, is_cancelled
 from taskq.errors import InvocationError
-from taskq.message import Envelope, Id, decode_envelope
+from taskq.message import Envelope, decode_envelope
 from taskq.trip import EXPIRES, milliseconds, trip_of
 from taskq.worker.gates import Gate, Ticket
 from taskq.worker.retries import Failure, deadly, describe, shorten_name
@@ -44,8 +44,8 @@ class Intake:
         self._free = free
         self.jobs: list[Job] = list({id(job): job for some in jobs.values() for job in some}.values())
         self._plain = {name: some[0] for name, some in jobs.items() if len(some) == 1 and not some[0].gates}
-        self.cancelled: Collection[Id] = ()
-        """Ids of invocations that were cancelled. Others than an empty one are looked into for every record."""
+        self.cancelled: Cancelled = {}
+        """If there are any, every record is looked for in them."""
 
     def sort(self, work: Work, records: Sequence[Record]) -> tuple[list[Item], list[Ended], list[int]]:
         """What to run, what to give up, and the offsets of what another group runs."""
@@ -90,7 +90,7 @@ class Intake:
             if not jobs:
                 return _unknown(work, record, trip.handler)
         name = jobs[0].task.name if len(jobs) == 1 else envelope.name
-        if self.cancelled and identify(envelope, record, work.tp) in self.cancelled:
+        if self.cancelled and is_cancelled(self.cancelled, envelope, record, work.tp):
             return Ended(work, record, name, Failure("cancelled", "", "it was cancelled", outcome="cancelled"))
         if milliseconds(record.headers, EXPIRES) is not None:  # looked at when it starts
             jobs = tuple(job.careful for job in jobs)

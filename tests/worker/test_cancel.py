@@ -6,10 +6,12 @@ import threading
 
 import anyio
 
-from taskq import TaskQ, current
+from taskq import Retry, TaskQ, current
 from taskq.control import cancellation
 from taskq.message import parse_id
 from taskq.topics import CONTROL
+from taskq.worker.deadoffice import retry_dead
+from taskq.worker.gauges import dead_letters as count_dead
 from tests.processes import WAIT_S, wait_until
 from tests.worker.test_retries import dead_letters, executions
 from tests.working import wait_finished, working
@@ -59,6 +61,39 @@ def test_what_is_published_as_json_is_cancelled_like_others(app: TaskQ) -> None:
         wait_finished(worker)
         wait_until(lambda: counts("cancelled") == 2, "both are counted")
     assert ran == [3]
+
+
+def test_what_a_person_retries_runs_though_it_was_cancelled_before_and_can_be_cancelled_again(app: TaskQ) -> None:
+    is_mended, ran, gate = threading.Event(), list[int](), threading.Event()
+
+    @app.task(retry=Retry(1, base=0))
+    def work(number: int) -> None:
+        if is_mended.is_set():
+            ran.append(number)
+            assert gate.wait(WAIT_S)
+        raise ValueError("not yet")
+
+    def given_up(count: int) -> bool:
+        return count_dead(app.broker.admin(), "default") == count
+
+    handles = [work.delay(1), work.delay(2)]
+    with working(app, concurrency=1) as worker:
+        counts = executions(worker.metrics_snapshot, work.name)
+        wait_until(lambda: given_up(2), "they are dead letters")
+        handles[0].cancel()
+        is_mended.set()
+        assert retry_dead(app.broker, "default", [handles[0].id]) == 1
+        wait_until(lambda: ran == [1], "it runs")
+        handles[1].cancel()  # of all that is cancelled, what waits is taken out
+        wait_until(lambda: len(worker._poller._cancels.ids) == 2, "the worker has heard")
+        assert retry_dead(app.broker, "default", [handles[1].id]) == 1
+        handles[0].cancel()
+        before = min(worker._poller._cancels.ids.values())
+        wait_until(lambda: min(worker._poller._cancels.ids.values()) > before, "the worker has heard that, too")
+        gate.set()
+        wait_until(lambda: counts("cancelled") == 1 and given_up(1), "one is cancelled and one given up once more")
+        wait_finished(worker)
+    assert ran == [1, 2, 2]
 
 
 def test_what_is_delayed_never_starts(app: TaskQ) -> None:

@@ -59,6 +59,9 @@ _LOOK_BYTES = 256 * 1024
 
 _log = logging.getLogger("taskq.worker")
 
+CLOCKS_MS = 60_000
+"""How much earlier than it was given up a letter may seem to be kept: that is rounded, and clocks differ."""
+
 Told = Callable[[int, int], object]
 """Called now and then, with how many more letters were looked at, and how many resolved."""
 
@@ -148,8 +151,8 @@ def _letters(
 ) -> Iterator[DeadLetter]:
     """Those of a partition below `stop` that `chosen` takes. What was yielded before may be finished meanwhile."""
     start = 0
-    if chosen.since_ms is not None:  # kept since it was given up, or later if it was moved
-        start = reader.offset_for(tp, chosen.since_ms)
+    if chosen.since_ms is not None:  # kept since about when it was given up, or later if it was moved
+        start = reader.offset_for(tp, max(0, chosen.since_ms - CLOCKS_MS))
     for records in _unresolved(reader, tp, progress, range(start, stop)):
         told(len(records))
         for letter in (read_letter(tp, record) for record in records):

@@ -86,6 +86,14 @@ def test_time_is_that_of_giving_up_and_not_of_being_moved(broker: Broker):
     assert ids(broker, Filter(since_ms=1 << 44)) == []
 
 
+def test_since_the_time_that_is_shown_means_that_letter_too(broker: Broker):
+    bury(broker, [letter("a", time_ms=int(time.time() * 1000) + 1000)])  # rounded up, by a clock that is ahead
+    (found,) = list_dead(broker, "feed")
+    assert found.record.timestamp_ms < found.time_ms
+    assert ids(broker, Filter(since_ms=found.time_ms)) == ["a"]
+    assert ids(broker, Filter(since_ms=found.time_ms + 1)) == []
+
+
 @pytest.mark.parametrize("act", [retry_dead, purge_dead])
 def test_what_is_resolved_is_listed_and_counted_no_more(broker: Broker, act: Callable[..., int]):
     bury(broker, [letter(name) for name in "abcd"])

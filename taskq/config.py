@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import Factory, evolve, field, frozen
 
 from taskq.errors import ConfigError
-from taskq.topics import INTERNAL, SETTING_NAMES, TopicConfig, parse_settings, parse_size
+from taskq.topics import INTERNAL, SETTING_NAMES, TopicConfig, check_said, parse_settings, parse_size
 
 SECRET_BYTES_MIN = 16
 """Shorter keys can be guessed. RFC 2104 advises the length of the hash, which is 32."""
@@ -298,7 +298,10 @@ def _secrets(value: Any, folder: Path) -> tuple[bytes, ...]:
 def _topics(value: Any, folder: Path) -> Mapping[str, TopicConfig]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{value!r} is not a table of topics")
-    return MappingProxyType({check_topic(topic): _topic_config(topic, options) for topic, options in value.items()})
+    topics = {check_topic(topic): _topic_config(topic, options) for topic, options in value.items()}
+    for topic, config in topics.items():
+        check_said(topic, config.settings)
+    return MappingProxyType(topics)
 
 
 def _topic_config(topic: str, options: Any) -> TopicConfig:

@@ -132,6 +132,19 @@ def parse_settings(given: Mapping[str, Any]) -> dict[str, int | str]:
     return parsed
 
 
+def check_said(topic: str, settings: Mapping[str, int | str]) -> None:
+    """Raise ConfigError if a person says of a topic of taskq's own what would lose what is in it."""
+    is_own = topic.startswith(INTERNAL) or topic.endswith((DEAD, RETRY))
+    if is_own and settings.get("cleanup_policy") == "compact":
+        raise ConfigError(
+            f"{topic!r} can't have cleanup_policy=compact: all of what is in it counts, with a key or none"
+        )
+    if topic.endswith(DEAD) and settings.get("unfinished") == "delete":
+        raise ConfigError(
+            f"{topic!r} can't have unfinished=delete: dead letters are kept until somebody has retried or purged them"
+        )
+
+
 def settings_for(topic: str, given: Mapping[str, int | str]) -> TopicSettings:
     """What holds for a topic of which `given` was said. Dead letters are kept until a person purges them."""
     return evolve(TopicSettings(retention_ms=-1) if topic.endswith(DEAD) else TopicSettings(), **given)  # type: ignore[arg-type]

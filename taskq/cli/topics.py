@@ -73,7 +73,7 @@ def create_topic(topic: str, partitions: int | None, given: Sequence[str], broke
     configured = settings_of(broker).topics.get(topic, TopicConfig())
     count = partitions or configured.partitions or settings_of(broker).partitions
     with opened(broker) as found:
-        found.admin().create_topic(topic, count, **{**configured.settings, **_parse(given)})
+        found.admin().create_topic(topic, count, **{**configured.settings, **_parse(topic, given)})
     click.echo(f"{topic}: {count} partitions")
 
 
@@ -93,7 +93,7 @@ def alter_topic(topic: str, partitions: int | None, given: Sequence[str], broker
         raise click.UsageError("Nothing to alter: give --partitions or --set KEY=VALUE.")
     with opened(broker) as found:
         admin = found.admin()
-        admin.alter_topic(known_topic(admin, topic), partitions, **_parse(given))
+        admin.alter_topic(known_topic(admin, topic), partitions, **_parse(topic, given))
         count = admin.partitions(topic)
     click.echo(f"{topic}: {count} partitions{''.join(f', {one}' for one in given)}")
 
@@ -165,10 +165,12 @@ def describe_topic(topic: str, broker: str | None, as_json: bool) -> None:
         show_table(["partition", "start", "end", "records", "bytes"], rows)
 
 
-def _parse(given: Sequence[str]) -> dict[str, int | str]:
-    from taskq.topics import parse_settings
+def _parse(topic: str, given: Sequence[str]) -> dict[str, int | str]:
+    from taskq.topics import check_said, parse_settings
 
     for one in given:
         if "=" not in one:
             raise click.BadParameter(f"{one!r} is not KEY=VALUE.", param_hint="--set")
-    return parse_settings({key.strip(): value.strip() for key, _, value in (one.partition("=") for one in given)})
+    settings = parse_settings({key.strip(): value.strip() for key, _, value in (one.partition("=") for one in given)})
+    check_said(topic, settings)
+    return settings

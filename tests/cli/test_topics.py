@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from taskq import TaskQ
 from tests.cli.conftest import Taskq
 
 
@@ -25,6 +30,32 @@ def test_what_makes_no_sense_is_a_usage_error(taskq: Taskq):
     assert taskq("topics", "alter", "nothing", "--partitions", "3").code == 1
     assert taskq("topics", "delete", "nothing", "--yes").code == 1
     assert [row["topic"] for row in taskq("topics", "list", "--json").json] == ["posts"]
+
+
+@pytest.mark.parametrize(
+    ("topic", "setting"),
+    [
+        ("post.dead", "cleanup_policy=compact"),
+        ("post.retry", "cleanup_policy=compact"),
+        ("__taskq.control", "cleanup_policy=compact"),
+        ("post.dead", "unfinished=delete"),
+    ],
+)
+def test_nothing_is_set_that_loses_what_only_a_person_may_let_go(
+    taskq: Taskq, tmp_path: Path, topic: str, setting: str
+):
+    with TaskQ("test", broker=tmp_path / ".taskq") as app:
+        app.producer.send(topic, b"")
+    before = taskq("topics", "describe", topic, "--json").json
+    said = taskq("topics", "alter", topic, "--set", setting)
+    assert (said.code, f"'{topic}' can't have {setting}: " in said.err) == (2, True)
+    assert taskq("topics", "create", topic, "--set", setting).code == 2
+    assert taskq("topics", "describe", topic, "--json").json == before
+    assert taskq("topics", "alter", topic, "--set", "retention_ms=30d").code == 0
+    name, _, value = setting.partition("=")
+    (tmp_path / "pyproject.toml").write_text(f"[tool.taskq.topics.'{topic}']\n{name} = '{value}'\n")
+    said = taskq("topics", "list")
+    assert (said.code, f"'{topic}' can't have {setting}: " in said.err) == (2, True)
 
 
 def test_deleting_says_what_goes_and_asks(taskq: Taskq):

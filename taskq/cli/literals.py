@@ -6,6 +6,7 @@ to be seen escaped: no control characters.
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from datetime import UTC, datetime
 from typing import Any
@@ -89,9 +90,19 @@ def record_as_json(record: Record) -> dict[str, Any]:
         "size_bytes": 0 if record.value is None else len(record.value),
         "value_base64": None if record.value is None else b64encode(record.value).decode(),
     }
-    invocation = invocation_of(record.value)
+    invocation = _strict(invocation_of(record.value))
     if invocation is not None:
-        found["invocation"] = msgspec.to_builtins(invocation, enc_hook=ascii, builtin_types=())
+        found["invocation"] = invocation
+    return found
+
+
+def _strict(value: object) -> Any:
+    """The same as JSON has it; None if it can't be had there: maps with keys that are none, numbers that are none."""
+    try:
+        found = msgspec.to_builtins(value, enc_hook=ascii, builtin_types=())
+        json.dumps(found, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return None
     return found
 
 

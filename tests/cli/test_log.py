@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,31 @@ def test_other_values_are_shown_as_they_are(taskq: Taskq, log: Path, value: byte
     line = taskq("log", "dump", str(log / "topics" / "odd"), "--records").out.splitlines()[-1]
     assert shown in line
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        msgpack.encode({"task": "feed.go", "args": [{(1, 2): 3}]}),
+        msgpack.encode({"task": "feed.go", "args": [float("nan")]}),
+        msgpack.encode({"task": "feed.go", "kwargs": {"a": float("inf")}}),
+        msgpack.encode({"task": "feed.go", "args": [Raw(b"\x91" * 900 + b"\x90")]}),
+        b'{"task": "feed.go", "args": [1e999]}',
+        b'{"task": "feed.go", "args": [' + b"9" * 5000 + b"]}",
+    ],
+)
+def test_what_json_can_not_say_is_left_out_of_it(taskq: Taskq, log: Path, value: bytes):
+    broker = EmbeddedBroker(str(log), partitions_default=1)
+    broker.producer().send("odd.dead", value)
+    broker.close()
+    dumped = taskq("log", "dump", str(log / "topics" / "odd.dead"), "--records", "--json")
+    shown = taskq("dead", "show", "0@0", "-g", "odd", "--broker", str(log), "--json")
+    for said in (dumped, shown):
+        assert said.code == 0
+        (document,) = json.loads(said.out, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+        record = document["records"][0] if "records" in document else document
+        assert "invocation" not in record or record["invocation"]["args"]  # it may be deep and yet be JSON
+        assert b64decode(record["value_base64"]) == value
 
 
 def test_a_pickle_is_not_opened(taskq: Taskq, log: Path):

@@ -22,7 +22,7 @@ from taskq.lifespans import Lifespan, Lifespans
 from taskq.middleware import Middleware, check_middleware, wrap
 from taskq.options import MAX_DELIVERIES, Key, SerializerName, check_options
 from taskq.retry import Retry
-from taskq.topics import retry_topic
+from taskq.topics import check_not_a_groups_own, retry_topic
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -254,6 +254,7 @@ class TaskQ:
                 topics.add(event.topic)
         for (task,) in tasks.values():
             task.decode_args  # noqa: B018 - made now, so that what is wrong with it stops the worker and not the work
+        check_not_a_groups_own(topics, self.groups())
         topics.add(retry_topic(group))
         return Handlers(group, MappingProxyType(by_name), tuple(sorted(topics)))
 

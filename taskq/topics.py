@@ -7,7 +7,7 @@ version may choose better defaults for all topics that don't say.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -120,6 +120,14 @@ def retry_topic(group: str) -> str:
 def dead_topic(group: str) -> str:
     """What a group gave up on."""
     return f"{group}{DEAD}"
+
+
+def check_not_a_groups_own(topics: Iterable[str], groups: Iterable[str]) -> None:
+    """Raise ConfigError if tasks are on a topic that a group fills with what failed: it would go round and round."""
+    for topic in sorted(
+        set(topics).intersection(name(group) for group in groups for name in (retry_topic, dead_topic))
+    ):
+        raise ConfigError(f"there are tasks on the topic {topic!r}, which is a group's own, for what has failed in it")
 
 
 def parse_settings(given: Mapping[str, Any]) -> dict[str, int | str]:

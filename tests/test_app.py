@@ -182,6 +182,16 @@ def test_without_group_and_topic_the_apps_defaults_count(tmp_path: Path) -> None
     assert app.topics("g") == ("g.retry", "t")
 
 
+@pytest.mark.parametrize("topic", ["feed.retry", "search.retry", "search.dead"])
+def test_no_group_works_on_topics_for_what_has_failed(topic: str) -> None:
+    with TaskQ("test", settings=load_settings(broker="memory:", default_topic=topic, environ={})) as app:
+        app.task(group="feed")(add)
+        app.task(group="search", topic="search", name="find")(add)
+        with pytest.raises(ConfigError, match=f"tasks on the topic '{topic}', which is a group's own"):
+            app.handlers("feed")
+        assert app.topics("search") == ("search", "search.retry")
+
+
 def test_a_group_without_a_task_is_an_error_that_lists_those_there_are(app: TaskQ) -> None:
     with pytest.raises(ConfigError, match="the app has no tasks"):
         app.handlers("feed")

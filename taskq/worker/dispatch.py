@@ -14,7 +14,7 @@ from taskq.context import Cancelled, is_cancelled
 from taskq.options import PRIORITIES, parse_rate
 from taskq.topics import retry_topic
 from taskq.worker.gates import Gate, Nowhere, OrderGate, Pause, RateGate, Ticket, WidthGate
-from taskq.worker.work import Crew, Ended, Feed, Item, Job, Joint, Work
+from taskq.worker.work import Crew, Ended, Feed, Item, Job, Joint, Work, published_on
 
 WEIGHTS: Mapping[str, int] = {"high": 6, "normal": 3, "low": 1}
 """How many are taken of each priority, in turn, where all have some."""
@@ -270,7 +270,7 @@ class _Classes:
 
     def add(self, items: list[Item]) -> None:
         for item in items:
-            self._waiting[self._priority_of.get(item[3].tp.topic, "normal")].append(item)
+            self._waiting[self._priority_of.get(published_on(item), "normal")].append(item)
         for priority, waiting in self._waiting.items():
             if len(waiting) >= self._max:
                 self._full.add(priority)

@@ -23,6 +23,8 @@ from taskq.broker.port import Record, TopicPartition
 from taskq.decorators import Task
 from taskq.message import Envelope
 from taskq.metrics import Metrics
+from taskq.topics import RETRY
+from taskq.trip import trip_of
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
 from taskq.worker.retries import REDELIVERED, Abandoned, Failure, SuspectDied, decide, decide_suspect, describe
 from taskq.worker.standing import AHEAD, AHEAD_WHEN_IDLE, NOBODY, Standing
@@ -255,6 +257,13 @@ class Joint:
 
 
 Item = tuple[Job, Envelope, Record, Place]
+
+
+def published_on(item: Item) -> str:
+    """The topic on which it was published: of what is tried again, that is another than the one from which it comes."""
+    topic = item[3].tp.topic
+    origin = trip_of(item[2]).origin if topic.endswith(RETRY) else None
+    return topic if origin is None else origin[0]
 
 
 @frozen

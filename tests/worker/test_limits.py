@@ -9,7 +9,9 @@ import anyio
 import pytest
 
 from taskq import Retry, TaskQ, current
+from taskq.broker.port import Message
 from taskq.errors import TaskqError, TimeLimitExceeded
+from taskq.trip import Trip, with_trip
 from tests.processes import WAIT_S, wait_until
 from tests.worker.test_retries import dead_letters, executions, told
 from tests.working import wait_finished, working
@@ -218,6 +220,31 @@ def test_at_most_once_is_committed_before_it_runs(app: TaskQ) -> None:
         wait_until(lambda: committed == [1], "it is committed while it runs")
         gate.set()
         wait_finished(worker)
+
+
+def test_what_is_tried_again_keeps_its_priority(app: TaskQ) -> None:
+    done: list[str] = []
+    gate = threading.Event()
+
+    @app.task(topic="feed", priority="normal")
+    def work(priority: str) -> None:
+        if priority == "first":
+            gate.wait(WAIT_S)
+        else:
+            done.append(priority)
+
+    def failed(priority: str) -> Message:
+        value = b'{"task": "%s", "args": ["%s"]}' % (work.name.encode(), priority.encode())
+        return Message(value, None, with_trip((), Trip(attempts=1, origin=(f"feed.{priority}", 0, 0))))
+
+    with working(app, concurrency=1) as worker:
+        work.delay("first")
+        wait_until(lambda: worker._running(), "it is blocked")
+        app.producer.send_many("default.retry", [failed(priority) for _ in range(500) for priority in ("low", "high")])
+        gate.set()
+        wait_finished(worker)
+    early = done[100:400]
+    assert early.count("high") > 4 * early.count("low") > 0
 
 
 def test_priorities_are_weighted_and_none_starves(app: TaskQ) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,8 +26,6 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _group = options.setting(
     "-g", "--group", of="default_group", metavar="GROUP", help="The group that gave up on them.",
 )  # fmt: skip
-_ids = click.argument("ids", metavar="[ID]...", nargs=-1)
-_all = click.option("--all", "every", is_flag=True, help="All of them, or all that the filters leave.")
 
 
 def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,6 +39,21 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _choosing(command: Callable[..., None]) -> Callable[..., None]:
+    """IDs, `--all` and filters, which the command gets as what they choose."""
+
+    @click.argument("ids", metavar="[ID]...", nargs=-1)
+    @click.option("--all", "every", is_flag=True, help="All of them, or all that the filters leave.")
+    @_filters
+    @wraps(command)
+    def chosen(
+        ids: Sequence[str], every: bool, task: str | None, reason: str | None, since: str | None, **others: Any
+    ) -> None:
+        command(_chosen(ids, every, (task, reason, since)), **others)
+
+    return chosen
 
 
 @click.group(name="dead", cls=options.HintingGroup)
@@ -99,55 +113,33 @@ def show_letter(ident: str, group: str | None, broker: str | None, as_json: bool
 
 
 @command.command(name="retry")
-@_ids
-@_all
+@_choosing
 @_group
-@_filters
 @options.broker
 @options.as_json
-def retry_letters(
-    ids: Sequence[str],
-    every: bool,
-    group: str | None,
-    task: str | None,
-    reason: str | None,
-    since: str | None,
-    broker: str | None,
-    as_json: bool,
-) -> None:
+def retry_letters(chosen: Chosen, group: str | None, broker: str | None, as_json: bool) -> None:
     """Have the group run dead letters again: those with these IDs, or --all.
 
     They keep their ids, and have all their retries before them again. ID may also be a letter's place, as 3@17.
     """
     from taskq.worker.deadoffice import retry_dead
 
-    _resolve("retried", retry_dead, _chosen(ids, every, (task, reason, since)), group, broker, as_json=as_json)
+    _resolve("retried", retry_dead, chosen, group, broker, as_json=as_json)
 
 
 @command.command(name="purge")
-@_ids
-@_all
+@_choosing
 @_group
-@_filters
 @options.broker
 @options.as_json
-def purge_letters(
-    ids: Sequence[str],
-    every: bool,
-    group: str | None,
-    task: str | None,
-    reason: str | None,
-    since: str | None,
-    broker: str | None,
-    as_json: bool,
-) -> None:
+def purge_letters(chosen: Chosen, group: str | None, broker: str | None, as_json: bool) -> None:
     """Let go of dead letters: those with these IDs, or --all. They will never run.
 
     ID may also be a letter's place, as 3@17.
     """
     from taskq.worker.deadoffice import purge_dead
 
-    _resolve("purged", purge_dead, _chosen(ids, every, (task, reason, since)), group, broker, as_json=as_json)
+    _resolve("purged", purge_dead, chosen, group, broker, as_json=as_json)
 
 
 def _resolve(
@@ -187,7 +179,11 @@ def _group_of(broker: str | None, group: str | None) -> Generator[tuple[Broker, 
 
 @contextmanager
 def _progress(broker: Broker, group: str, done: str) -> Generator[Told]:
-    """A bar on a terminal if there are many; and how many were done if it ends before all are."""
+    """A bar on a terminal if there are many; and how many were done if it ends before all are.
+
+    Ctrl-C and SIGTERM end it when the batch in hand is done, the second time at once.
+    """
+    from taskq.cli.interrupts import interrupts
     from taskq.worker.gauges import dead_letters
 
     count = 0
@@ -198,14 +194,21 @@ def _progress(broker: Broker, group: str, done: str) -> Generator[Told]:
         nonlocal count
         count += resolved
         bar.update(looked_at)
+        interrupted.check()
 
-    try:
-        with bar:
-            yield told
-    except BaseException:
-        if count:
-            click.echo(f"{_count(count, group, done)} before this:", err=True)
-        raise
+    with interrupts() as interrupted:
+        try:
+            with bar:
+                yield told
+        except KeyboardInterrupt:
+            said = _count(count, group, done)
+            said = said if interrupted.is_in_between else f"at least {said}"
+            click.echo(f"{said}; interrupted, run it again for the rest", err=True)
+            raise click.exceptions.Exit(interrupted.exit_code) from None
+        except BaseException:
+            if count:
+                click.echo(f"{_count(count, group, done)} before this:", err=True)
+            raise
 
 
 # --- which ones

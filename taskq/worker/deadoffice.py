@@ -63,7 +63,8 @@ CLOCKS_MS = 60_000
 """How much earlier than it was given up a letter may seem to be kept: that is rounded, and clocks differ."""
 
 Told = Callable[[int, int], object]
-"""Called now and then, with how many more letters were looked at, and how many resolved."""
+"""Called now and then, with how many more letters were looked at, and how many resolved; first before any is. What it
+raises ends it: all that was told is resolved then, and nothing else."""
 
 
 def _nobody(looked_at: int, resolved: int) -> None:
@@ -247,6 +248,7 @@ class _Office:
     def finish_all(self) -> int:
         """Finish everything, unseen."""
         count = 0
+        self._told(0, 0)
         for tp, progress in self._progress.items():
             left = max(0, self._ends[tp] - progress.low - progress.finished_above)
             if left:

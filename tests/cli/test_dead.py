@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,11 +12,11 @@ import click
 import pytest
 
 from taskq.broker import connect
-from taskq.broker.port import Broker, Message, Record
+from taskq.broker.port import Broker, Message, Record, TopicPartition
 from taskq.config import load_settings
 from taskq.trip import PastError, Trip, trip_of, with_trip
 from taskq.worker.deadletters import dead_letter
-from taskq.worker.deadoffice import RESOLVED
+from taskq.worker.deadoffice import RESOLVED, _Office
 from taskq.worker.retries import Failure
 from tests.cli.conftest import Taskq
 from tests.cli.processes import Process
@@ -256,6 +257,61 @@ def test_what_was_done_before_it_failed_is_told(taskq: Taskq, three: Broker, mon
     assert said.code == 1
     assert said.err == "1 dead letter of group feed retried before this:\ntaskq: error: the disk is full\n"
     assert len(listed(taskq)) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("action", "chosen"),
+    [("retry", ["--all"]), ("retry", list("abcdef")), ("purge", ["--all"]), ("purge", ["--all", "--reason", "failed"])],
+)
+def test_who_is_interrupted_ends_the_batch_in_hand_and_says_how_many(
+    taskq: Taskq,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    action: str,
+    chosen: list[str],
+):
+    bury(broker, [letter(name, key=name.encode()) for name in "abcdef"])  # in both partitions
+    commit = _Office._commit
+
+    def commit_interrupted(office: _Office, tp: TopicPartition) -> None:
+        signal.raise_signal(number)
+        signal.raise_signal(number)  # an echo
+        commit(office, tp)
+
+    monkeypatch.setattr("taskq.worker.deadoffice.BATCH_MAX", 2)
+    monkeypatch.setattr(_Office, "_commit", commit_interrupted)
+    said = taskq("dead", action, "-g", "feed", *chosen)
+    count = 6 - len(listed(taskq))
+    assert 0 < count < 6
+    assert len(sent_to_retry(broker)) == (count if action == "retry" else 0)
+    done = {"retry": "retried", "purge": "purged"}[action]
+    assert (said.code, said.out) == (code, "")
+    assert said.err == f"{count} dead letters of group feed {done}; interrupted, run it again for the rest\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_or_insists_is_interrupted_at_once(
+    taskq: Taskq, three: Broker, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        pytest.fail("it goes on")
+
+    code = 130 if number == signal.SIGINT else 1
+    monkeypatch.setattr("taskq.cli.interrupts.SIGNAL_ECHO_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Office, "_commit", interrupted)
+        said = taskq("dead", "retry", "-g", "feed", "--all")
+        assert (said.code, said.out) == (code, "")
+        assert said.err == "at least 0 dead letters of group feed retried; interrupted, run it again for the rest\n"
+    monkeypatch.setattr("taskq.worker.holding._take_all", lambda *_: signal.raise_signal(number))
+    said = taskq("dead", "purge", "-g", "feed", "--all")
+    assert (said.code, said.out) == (code, "")
+    assert said.err == "0 dead letters of group feed purged; interrupted, run it again for the rest\n"
 
 
 def test_the_group_that_keeps_count_of_it_is_no_group_of_workers(taskq: Taskq, three: Broker):

@@ -122,8 +122,15 @@ def test_a_worker_ends_for_another_one_and_waits_for_what_runs(app: TaskQ):
     assert sorted(ran) == list(range(-1, 100))
 
 
-def test_a_signal_while_it_waits_is_the_first(app: TaskQ):
-    @app.task(name="stuck")
+@pytest.mark.parametrize(
+    ("timeout", "is_stopped", "code"),
+    [
+        pytest.param(None, True, 0, id="a signal while it waits is the first"),
+        pytest.param(0.2, False, EXIT_RECYCLE, id="what is over its time and can't be stopped is not waited for"),
+    ],
+)
+def test_what_is_stuck_does_not_hold_it_up_for_ever(app: TaskQ, timeout: float | None, is_stopped: bool, code: int):
+    @app.task(name="stuck", timeout=timeout)
     def stuck() -> None:
         threading.Event().wait(WAIT_S)
 
@@ -139,26 +146,7 @@ def test_a_signal_while_it_waits_is_the_first(app: TaskQ):
     thread = threading.Thread(target=lambda: codes.append(worker.run()))
     thread.start()
     wait_until(lambda: worker.why_recycled, "it had enough")
-    worker.stop()
+    if is_stopped:
+        worker.stop()
     thread.join(WAIT_S)
-    assert codes == [0]
-
-
-def test_what_is_over_its_time_and_cannot_be_stopped_does_not_hold_it_up_for_ever(app: TaskQ):
-    @app.task(name="stuck", timeout=0.2)
-    def stuck() -> None:
-        threading.Event().wait(WAIT_S)
-
-    @app.task(name="quick")
-    def quick() -> None: ...
-
-    app.configure(drain_timeout_s=0.1)
-    stuck.delay()
-    quick.delay()
-    worker = Worker(app, WorkerOptions("default", concurrency=2))
-    worker.recycle_at(None, 1)
-    codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(worker.run()))
-    thread.start()
-    thread.join(WAIT_S)
-    assert codes == [EXIT_RECYCLE]
+    assert codes == [code]

@@ -238,6 +238,7 @@ def test_other_values_are_shown_as_they_are(taskq: Taskq, log: Path, value: byte
         b'{"task": "feed.go", "args": [1e999]}',
         b'{"task": "feed.go", "args": [' + b"9" * 5000 + b"]}",
     ],
+    ids=["a tuple as a key", "no number", "infinity", "deep", "infinity in JSON", "a huge number in JSON"],
 )
 def test_what_json_can_not_say_is_left_out_of_it(taskq: Taskq, log: Path, value: bytes):
     broker = EmbeddedBroker(str(log), partitions_default=1)

@@ -144,3 +144,7 @@ class TaskFailed(ResultError):
 
 class TaskCancelled(ResultError):
     """The invocation was cancelled before it finished."""
+
+
+REFUSALS = (ConfigError, InvocationError, MessageTooLarge, TopicNotFound, NotAuthorized)
+"""What a broker that is well says of a message or its topic, and would say again: of no use to wait, or to end for."""

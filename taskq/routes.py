@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from taskq.arguments import Parameters
+from taskq.broker.partitioner import key_required
 from taskq.broker.port import Headers, Message, Producer, WouldBlock
 from taskq.config import Settings, did_you_mean
 from taskq.errors import ArgumentsError, ConfigError, TaskqError
@@ -77,7 +78,10 @@ class Route:
         self._key = None if callable(key) else key
         self._ident = options.ident
         self._headers: Headers = options.headers
-        self._when = _When(options.due, options.expires) if options.due or options.expires else None
+        self._when = None
+        if options.due or options.expires:
+            needs_key = options.due is not None and _is_compacted(outlet, topic)
+            self._when = _When(options.due, options.expires, needs_key=needs_key)
         self._published = metrics.published.labels(topic, name)
         self._observe = metrics.publish_seconds.labels(topic).observe
 
@@ -224,9 +228,10 @@ def _now_ms() -> int:
 class _When:
     """When calls are to run, and not to be started any more."""
 
-    def __init__(self, due: Moment | None, expires: Moment | None) -> None:
+    def __init__(self, due: Moment | None, expires: Moment | None, *, needs_key: bool) -> None:
         self._due = due
         self._expires = expires
+        self._needs_key = needs_key
 
     def place(self, topic: str, message: Message, now_ms: int) -> tuple[str, Message]:
         """Where to publish `message` now, and as what."""
@@ -234,12 +239,20 @@ class _When:
             headers = with_header(message.headers, EXPIRES, b"%d" % self._expires.seen_at(now_ms))
             message = Message(message.value, message.key, headers)
         due_ms = 0 if self._due is None else self._due.seen_at(now_ms)
+        if self._needs_key and message.key is None:
+            raise key_required(topic)
         return delayed(message, topic, due_ms, now_ms) if due_ms > now_ms else (topic, message)
 
     def place_all(self, topic: str, messages: list[Message], now_ms: int) -> tuple[str, list[Message]]:
         """The same for many: all go to one topic, since all are due at once."""
         placed = [self.place(topic, message, now_ms) for message in messages]
         return placed[0][0], [message for _, message in placed]
+
+
+def _is_compacted(outlet: Outlet, topic: str) -> bool:
+    """Whether the project says so: what waits on the ladder would be refused only when it is due."""
+    config = outlet.settings.topics.get(topic)
+    return config is not None and config.settings.get("cleanup_policy") == "compact"
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ import pytest
 
 from taskq import TaskQ
 from taskq.broker.port import Headers, Message, WouldBlock
+from taskq.config import load_settings
 from taskq.decorators import Task
 from taskq.errors import ArgumentsError, ConfigError, MessageTooLarge
 from taskq.message import decode_envelope
@@ -320,3 +322,16 @@ async def test_adelay_lets_others_run(app: TaskQ) -> None:
         group.start_soon(publish, "a")
         group.start_soon(publish, "b")
     assert set(turns[:3]) == set(turns[-3:]) == {"a", "b"}
+
+
+def test_what_a_compacted_topic_would_refuse_when_it_is_due_is_refused_now() -> None:
+    settings = load_settings(broker="memory:", topics={"latest": {"cleanup_policy": "compact"}})
+    with TaskQ("test", settings=settings) as app:
+        task = app.task(topic="latest")(add)
+        for refused in (task.options(delay=60), task.options(at=datetime.now(UTC) + timedelta(seconds=60))):
+            with pytest.raises(ConfigError, match=r"'latest' is compacted.*needs a key there"):
+                refused.delay(1, 2)
+            with pytest.raises(ConfigError, match="'latest' is compacted"):
+                refused.map([(1, 2)])
+        task.options(delay=60, key="k").delay(1, 2)
+        assert [topic for topic in topics(app) if topic.startswith("__taskq.delay")] == ["__taskq.delay.16"]

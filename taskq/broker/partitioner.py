@@ -85,6 +85,14 @@ class Spread:
             position = stop
 
 
+def key_required(topic: str) -> ConfigError:
+    """What to say of a record without a key for a compacted topic."""
+    return ConfigError(
+        f"topic {topic!r} is compacted, which keeps the last record of each key: a record needs a key there. "
+        'Give it one, or set cleanup_policy to "delete"'
+    )
+
+
 class KeyRequired(Spread):
     """What a compacted topic has in the place of a spread: a record without a key would stay for ever.
 
@@ -106,10 +114,7 @@ class KeyRequired(Spread):
 
     def _refused(self) -> ConfigError:
         self._tell(self._topic)
-        return ConfigError(
-            f"topic {self._topic!r} is compacted, which keeps the last record of each key: a record needs a key there. "
-            'Give it one, or set cleanup_policy to "delete"'
-        )
+        return key_required(self._topic)
 
 
 def spread_for(

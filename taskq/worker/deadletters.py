@@ -22,7 +22,8 @@ from taskq.worker.retries import Failure, shorten_name
 PREFIX = f"{OWN_HEADERS}dead-"
 
 REASONS = (
-    "failed", "rejected", "timeout", "died", "arguments", "signature", "unreadable", "unknown-task", "deliveries"
+    "failed", "rejected", "timeout", "died", "arguments", "signature", "unreadable", "unknown-task", "deliveries",
+    "refused",
 )  # fmt: skip
 """Why a group gives up; see `Failure.reason`."""
 

@@ -4,6 +4,7 @@ Nothing is kept but what is about to move. Of each partition of a rung the next 
 when to look again. One that has waited as long as its rung says goes down to a lower one, or, when less than a second
 is left, into a heap until it is due, and then to its topic. It is finished once it has been appended there: who takes
 the partition over reads again what was not. So a death loses nothing, and moves again only what was just being moved.
+What can't be moved, since it does not say where to, or is refused there, becomes a dead letter of the movers' group.
 
 Never early: what is due is compared with the clock, whatever was waited for. Clocks that differ between machines, or
 are set, make it as early or late as they are off.
@@ -23,7 +24,7 @@ from attrs import define, field
 
 from taskq.broker.port import Broker, Committed, Message, Polled, Producer, Record, TopicPartition
 from taskq.config import check_topic
-from taskq.errors import ConfigError, SerializationError, StorageFull
+from taskq.errors import REFUSALS, ConfigError, SerializationError, StorageFull
 from taskq.ladder import TOPICS, rung_s, topic_for
 from taskq.metrics import DELAYED, Sample
 from taskq.topics import INTERNAL, dead_topic
@@ -181,9 +182,7 @@ class Mover:
                 try:
                     due_ms = _due_ms(record)
                 except SerializationError as error:
-                    letter = dead_letter(GROUP, "", rung.tp, record, describe(error, "unreadable"), now_ms)
-                    _log.error("%s offset %d is a dead letter: %s", rung.tp, record.offset, error)
-                    yield _Move(rung, record, dead_topic(GROUP), letter)
+                    yield _give_up(rung, record, error, "unreadable", now_ms)
                     continue
                 left_ms = due_ms - now_ms
                 if left_ms <= 0:
@@ -202,19 +201,35 @@ class Mover:
 
     def _append(self, now_ms: int) -> None:
         """Append what is owed. What there is no space for stays owed."""
+        owed, self._owed = self._owed, []
         by_topic: dict[str, list[_Move]] = {}
-        for move in self._owed:
+        for move in owed:
             by_topic.setdefault(move.topic, []).append(move)
-        self._owed = []
         for topic, moves in by_topic.items():
-            try:
-                self._producer.send_many(topic, [move.message for move in moves])
-            except StorageFull as error:
-                _log.error("can't move %d delayed invocations to %s yet: %s", len(moves), topic, error)
-                self._owed += moves
-                continue
+            self._append_to(topic, moves, now_ms)
+
+    def _append_to(self, topic: str, moves: list[_Move], now_ms: int) -> None:
+        try:
+            self._producer.send_many(topic, [move.message for move in moves])
+        except StorageFull as error:
+            self._keep(topic, moves, error)
+        except REFUSALS as error:
+            if len(moves) > 1:  # all, for what may be wrong with one of them
+                for move in moves:
+                    self._append_to(topic, [move], now_ms)
+            elif topic == dead_topic(GROUP):  # nowhere else to go
+                self._keep(topic, moves, error)
+            else:
+                (move,) = moves
+                letter = _give_up(move.rung, move.record, error, "refused", now_ms)
+                self._append_to(letter.topic, [letter], now_ms)
+        else:
             for move in moves:
                 move.rung.progress.finish([move.record.offset])
+
+    def _keep(self, topic: str, moves: list[_Move], error: Exception) -> None:
+        _log.error("can't move %d delayed invocations to %s yet: %s", len(moves), topic, error)
+        self._owed += moves
 
     def _commit(self) -> None:
         states = {}
@@ -238,6 +253,13 @@ class Mover:
             elif rung.is_paused and len(rung.ahead) < AHEAD_MAX // 2:
                 self._consumer.resume([rung.tp])
                 rung.is_paused = False
+
+
+def _give_up(rung: _Rung, record: Record, error: Exception, reason: str, now_ms: int) -> _Move:
+    """It becomes a dead letter instead."""
+    _log.error("%s offset %d is a dead letter: %s", rung.tp, record.offset, error)
+    letter = dead_letter(GROUP, "", rung.tp, record, describe(error, reason), now_ms)
+    return _Move(rung, record, dead_topic(GROUP), letter)
 
 
 def _due_ms(record: Record) -> int:

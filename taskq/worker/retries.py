@@ -72,8 +72,8 @@ class Failure:
     """How an invocation ended that did not simply run to its end."""
 
     reason: str
-    """One of: failed, rejected, timeout, died, arguments, signature, unreadable, unknown-task, deliveries; for those
-    with another outcome than dead or retried: that."""
+    """One of: failed, rejected, timeout, died, arguments, signature, unreadable, unknown-task, deliveries, refused; for
+    those with another outcome than dead or retried: that."""
     type: str
     message: str
     traceback: str = ""

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from taskq.broker.port import Message, Producer
 from taskq.context import identify
-from taskq.errors import StorageFull
+from taskq.errors import REFUSALS, StorageFull
 from taskq.ladder import delayed
 from taskq.message import Envelope, decode_envelope, format_id
 from taskq.metrics import Metrics
@@ -70,15 +70,32 @@ class Settler:
                 else:
                     self._end(ended)
             for topic, told in by_topic.items():
-                try:
-                    self._producer.send_many(topic, [message for _, message in told])
-                except StorageFull as error:
+                if left := self._write(topic, told, now_ms):
                     self._again_at = time.monotonic() + AGAIN_S
-                    failures.extend(ended for ended, _ in told)
-                    _log.error("can't write %d outcomes of group %s yet: %s", len(told), self._group, error)
-                    continue
-                for ended, _ in told:
-                    self._end(ended)
+                    failures.extend(ended for ended, _ in left)
+                    _log.error("can't write %d outcomes of group %s yet: %s", len(left), self._group, left[0][1])
+
+    def _write(self, topic: str, told: list[tuple[Ended, Message]], now_ms: int) -> list[tuple[Ended, Exception]]:
+        """Append these, and end what they are of; return those that can't be written yet, and why.
+
+        A retry that is refused is a dead letter instead.
+        """
+        try:
+            self._producer.send_many(topic, [message for _, message in told])
+        except StorageFull as error:
+            return [(ended, error) for ended, _ in told]
+        except REFUSALS as error:
+            if len(told) > 1:  # all, for what may be wrong with one of them
+                return [left for one in told for left in self._write(topic, [one], now_ms)]
+            ended = told[0][0]
+            if ended.failure.outcome == "dead":  # nowhere else to go
+                return [(ended, error)]
+            ended = evolve(ended, failure=evolve(describe(error, "refused"), trip=ended.failure.trip))
+            dead, letter = self._letter(ended, now_ms)
+            return self._write(dead, [(ended, letter)], now_ms)
+        for ended, _ in told:
+            self._end(ended)
+        return []
 
     def _end(self, ended: Ended) -> None:
         failure = ended.failure
@@ -116,12 +133,16 @@ class Settler:
             due_ms = now_ms + math.ceil(failure.delay_s * 1000)
             return delayed(message, topic, due_ms, now_ms) if due_ms > now_ms else (topic, message)
         if failure.outcome == "dead":
-            if failure.trip != NEW:
-                record = record._replace(headers=with_trip(record.headers, failure.trip))
-            return dead_topic(self._group), dead_letter(
-                self._group, ended.task, ended.place.tp, record, failure, now_ms
-            )
+            return self._letter(ended, now_ms)
         return None
+
+    def _letter(self, ended: Ended, now_ms: int) -> tuple[str, Message]:
+        """The dead letter, and where it goes."""
+        failure, record = ended.failure, ended.record
+        if failure.trip != NEW:
+            record = record._replace(headers=with_trip(record.headers, failure.trip))
+        letter = dead_letter(self._group, ended.task, ended.place.tp, record, failure, now_ms)
+        return dead_topic(self._group), letter
 
     @staticmethod
     def _signed_off(ended: Ended) -> Trip:

@@ -9,7 +9,7 @@ import pytest
 
 from taskq import TaskQ, current
 from taskq.broker.port import Broker, Message, Record, TopicPartition
-from taskq.errors import StorageFull
+from taskq.errors import ConfigError, StorageFull
 from taskq.ladder import RUNGS_S, TOPICS, delayed, rung_s, topic_for
 from taskq.trip import DUE, TO, header
 from taskq.worker import delays
@@ -162,6 +162,45 @@ def test_what_is_no_delayed_invocation_becomes_a_dead_letter(ladder: Ladder) -> 
     letters = everything(ladder.broker, f"{GROUP}.dead")
     assert {letter.value for letter in letters} == {b"?", b"!"}
     assert all(header(letter.headers, "taskq-dead-reason") == b"unreadable" for letter in letters)
+
+
+def test_what_its_topic_refuses_becomes_a_dead_letter_and_the_rest_comes(ladder: Ladder) -> None:
+    ladder.broker.admin().create_topic("target", 2, cleanup_policy="compact")
+    for number in range(4):
+        key = b"key %d" % number if number % 2 else None
+        topic, message = delayed(Message(b"%d" % number, key), "target", ladder.now_ms + 10, ladder.now_ms)
+        ladder.producer.send_many(topic, [message])
+    ladder.run_until(2)
+    assert set(ladder.fired) == {b"1", b"3"}
+    assert len(everything(ladder.broker, "target")) == 2
+    letters = everything(ladder.broker, f"{GROUP}.dead")
+    assert {letter.value for letter in letters} == {b"0", b"2"}
+    for letter in letters:
+        assert header(letter.headers, "taskq-dead-reason") == b"refused"
+        assert b"a record needs a key there" in (header(letter.headers, "taskq-dead-message") or b"")
+        assert header(letter.headers, TO) == b"target"
+    ladder.die()
+    ladder.move()
+    assert len(everything(ladder.broker, f"{GROUP}.dead")) == 2, "they were finished"
+
+
+def test_what_is_refused_everywhere_stays(ladder: Ladder) -> None:
+    ladder.publish(b"1", 10)
+    send_many, refused = ladder.mover._producer.send_many, [0]
+
+    def refuse(*_: object) -> None:
+        refused[0] += 1
+        raise ConfigError("no")
+
+    ladder.patch.setattr(ladder.mover._producer, "send_many", refuse)
+    ladder.move()
+    ladder.now_ms += 20
+    ladder.move()
+    assert refused == [2]
+    assert ladder.mover._timeout_s() == 1.0
+    ladder.patch.setattr(ladder.mover._producer, "send_many", send_many)
+    ladder.move()
+    assert [letter.value for letter in everything(ladder.broker, f"{GROUP}.dead")] == [b"1"]
 
 
 def test_rungs_are_chosen_so_that_nothing_waits_too_long() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 
 from taskq import Reject, Retry, TaskQ, current
-from taskq.broker.port import Record, TopicPartition
+from taskq.broker.port import Message, Record, TopicPartition
 from taskq.errors import ConfigError
 from taskq.trip import Trip, trip_of
+from taskq.worker import Worker
 from taskq.worker.retries import decide
 from tests.processes import wait_until
-from tests.working import wait_finished, working
+from tests.working import unfinished, wait_finished, working
 
 
 def dead_letters(app: TaskQ, group: str = "default") -> list[Record]:
@@ -238,3 +239,63 @@ def test_a_history_is_bounded_and_keeps_the_first() -> None:
     assert (trip.attempts, len(trip.errors)) == (30, 10)
     assert trip.errors[0].message.startswith("0")
     assert all(len(past.message) <= 300 for past in trip.errors)
+
+
+def refusing(worker: Worker, topics: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the broker refuse what has no key in these topics, as if somebody had them compacted."""
+    send_many = worker._poller._producer.send_many
+
+    def send(topic: str, messages: Sequence[Message]) -> None:
+        if topic in topics and any(message.key is None for message in messages):
+            raise ConfigError(f"topic {topic!r}: a record needs a key")
+        send_many(topic, messages)
+
+    monkeypatch.setattr(worker._poller._producer, "send_many", send)
+
+
+def test_a_retry_that_is_refused_is_a_dead_letter(app: TaskQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    @app.task(retry=Retry(1, base=0))
+    def fails(number: int) -> None:
+        attempts.append(current.attempt)
+        raise OSError("no")
+
+    with working(app) as worker:
+        refusing(worker, {"default.retry"}, monkeypatch)
+        fails.map([(1,), (2,)])
+        fails.options(key="k").delay(3)
+        wait_until(lambda: len(dead_letters(app)) == 3, "all are given up")
+        wait_finished(worker)
+    assert sorted(attempts) == [1, 1, 1, 2]
+    letters = {told(letter)["reason"]: letter for letter in dead_letters(app)}
+    assert set(letters) == {"failed", "refused"}
+    assert "a record needs a key" in told(letters["refused"])["message"]
+    assert [past.message for past in trip_of(letters["refused"]).errors] == ["no"]
+
+
+def test_a_dead_letter_that_is_refused_is_kept_and_the_worker_goes_on(
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    @app.task
+    def fails() -> None:
+        raise OSError("no")
+
+    @app.task
+    def works() -> None:
+        ran.append(1)
+
+    with working(app) as worker:
+        topics = {"default.dead"}
+        refusing(worker, topics, monkeypatch)
+        fails.delay()
+        fails.options(key="k").delay()
+        wait_until(lambda: len(dead_letters(app)) == 1, "the one with a key is given up")
+        works.delay()
+        wait_until(lambda: ran, "others run")
+        wait_until(lambda: unfinished(worker) == 1, "only that one is left")
+        topics.clear()
+        wait_finished(worker)
+    assert len(dead_letters(app)) == 2

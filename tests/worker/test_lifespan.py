@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -238,6 +238,93 @@ def test_a_worker_that_is_told_twice_waits_no_longer(app: TaskQ, backend: str, s
     worker.stop()
     thread.join(WAIT_S)
     assert codes == [1]
+
+
+def test_a_second_stop_while_something_runs_ends_a_closing_that_hangs(app: TaskQ, backend: str) -> None:
+    started, go_on, closing = threading.Event(), threading.Event(), threading.Event()
+
+    @app.lifespan
+    async def hanging(app: TaskQ) -> AsyncIterator[None]:
+        yield
+        closing.set()
+        await anyio.sleep_forever()
+
+    @app.task
+    def slow() -> None:
+        started.set()
+        go_on.wait(WAIT_S)
+
+    slow.delay()
+    worker = Worker(app, WorkerOptions("default", backend))
+    thread, codes = run_in_thread(worker)
+    assert started.wait(WAIT_S)
+    worker.stop()
+    worker.stop()
+    thread.join(WAIT_S)
+    go_on.set()
+    assert closing.is_set()
+    assert codes == [1]
+
+
+def test_two_stops_before_it_began_end_an_opening_that_hangs(app: TaskQ, backend: str) -> None:
+    @app.lifespan
+    async def hanging(app: TaskQ) -> AsyncIterator[None]:
+        await anyio.sleep_forever()
+        yield
+
+    @app.task
+    def nothing() -> None: ...
+
+    worker = Worker(app, WorkerOptions("default", backend))
+    worker.stop()
+    worker.stop()
+    thread, codes = run_in_thread(worker)
+    thread.join(WAIT_S)
+    assert codes == [1]
+
+
+@pytest.mark.parametrize("how", ["a scope that ends", "a group that is cancelled", "an error that is swallowed"])
+def test_one_that_ends_while_the_worker_runs_ends_it_and_is_told(
+    app: TaskQ, backend: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = threading.Event()
+
+    @app.lifespan
+    async def ends(app: TaskQ) -> AsyncIterator[None]:
+        if how == "an error that is swallowed":
+            with suppress(Exception):
+                yield
+            return
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as inner:
+                scope = inner if how == "a scope that ends" else group.cancel_scope
+
+                async def wait() -> None:
+                    await anyio.to_thread.run_sync(end.wait, WAIT_S)
+                    scope.cancel()
+
+                group.start_soon(wait)
+                yield
+
+    @app.task
+    def nothing() -> None: ...
+
+    worker = Worker(app, WorkerOptions("default", backend))
+    if how == "an error that is swallowed":
+
+        def fail() -> None:
+            raise RuntimeError("can't start new thread")
+
+        worker._threads.start = fail  # type: ignore[method-assign]
+    thread, codes = run_in_thread(worker)
+    if how != "an error that is swallowed":
+        wait_until(lambda: worker.ready().ok, "it works")
+        end.set()
+    thread.join(WAIT_S)
+    assert codes == [1]
+    [critical] = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert critical.startswith("the lifespan of the app test ended while the worker ran")
+    assert not worker.health().ok
 
 
 def test_tests_and_others_open_it_too(app: TaskQ, backend: str) -> None:

@@ -336,11 +336,16 @@ class Worker:
         yield from self._mover.samples()
 
     def health(self) -> Health:
-        """Whether the process does its work at all."""
-        if self._poller_is_done.is_set():
-            return Health((f"the poller has ended: {self._error or 'it was stopped'}",))
+        """Whether the process does its work, or ends as it was told to: closing may take its time."""
+        if self._poller_is_done.is_set() and (self._error is not None or not self._is_to_end):
+            return Health((f"the poller has ended: {self._error or 'nobody asked for it'}",))
         complaint = self._watch.complaint()
         return Health((complaint,) if complaint else ())
+
+    @property
+    def _is_to_end(self) -> bool:
+        """Whether it was told to, or is to be replaced."""
+        return bool(self._stops or self.why_recycled)
 
     def ready(self) -> Health:
         """Whether it has joined its group, reaches its broker and may take work."""
@@ -350,8 +355,8 @@ class Worker:
             reasons.append("it has not joined its group yet")
         elif silent_s > SILENT_S_MAX:
             reasons.append(f"the broker has not answered for {silent_s:.0f} s")
-        if self._stops or self.why_recycled:
-            reasons.append("it is draining")
+        if self._is_to_end:
+            reasons.append("it is closing" if self._poller_is_done.is_set() else "it is draining")
         reasons += [f"{work.tp}: {work.error}" for work in list(self._poller.works.values()) if work.error]
         if self._pool.error is not None:
             reasons.append(self._pool.error.partition("\n")[0])

@@ -15,6 +15,7 @@ import taskq
 from taskq import TaskQ
 from taskq.errors import ConfigError
 from taskq.worker import Worker, WorkerOptions
+from taskq.worker.link import EXIT_RECYCLE
 from tests.processes import WAIT_S, wait_until
 from tests.working import wait_finished, working
 
@@ -325,6 +326,31 @@ def test_one_that_ends_while_the_worker_runs_ends_it_and_is_told(
     [critical] = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
     assert critical.startswith("the lifespan of the app test ended while the worker ran")
     assert not worker.health().ok
+
+
+@pytest.mark.parametrize("why", ["stopped", "replaced"])
+def test_a_worker_that_closes_in_order_is_well_and_not_ready(app: TaskQ, backend: str, why: str) -> None:
+    closing, go_on = threading.Event(), threading.Event()
+
+    @app.lifespan
+    async def slow(app: TaskQ) -> AsyncIterator[None]:
+        yield
+        closing.set()
+        await anyio.to_thread.run_sync(go_on.wait, WAIT_S)
+
+    @app.task
+    def nothing() -> None: ...
+
+    worker = Worker(app, WorkerOptions("default", backend))
+    thread, codes = run_in_thread(worker)
+    wait_until(lambda: worker.ready().ok, "it works")
+    worker.stop() if why == "stopped" else worker._recycle("it has had enough")
+    assert closing.wait(WAIT_S)
+    assert worker.health().ok
+    assert worker.ready().reasons == ("it is closing",)
+    go_on.set()
+    thread.join(WAIT_S)
+    assert codes == [0 if why == "stopped" else EXIT_RECYCLE]
 
 
 def test_tests_and_others_open_it_too(app: TaskQ, backend: str) -> None:

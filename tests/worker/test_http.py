@@ -144,3 +144,22 @@ def test_garbage_closes_only_its_own_connection(start: Start):
         connection.sendall(b"\x00\xff\r\n\r\n")
         connection.recv(4096)
     assert get(server, "/healthz")[0] == 200
+
+
+def test_a_thread_that_can_not_be_started_costs_its_connection_only(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    fails = threading.Semaphore(0)
+
+    def fail(thread: threading.Thread) -> None:
+        fails.release()
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        for _ in range(REQUESTS_MAX + 1):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+                assert connection.recv(1) == b""
+            assert fails.acquire(timeout=5)
+    assert get(server, "/healthz") == (200, "ok\n")

@@ -265,7 +265,7 @@ def test_priorities_are_weighted_and_none_starves(app: TaskQ) -> None:
             work.options(priority=priority).map([(priority,)] * 3000)
         gate.set()
         wait_finished(worker)
-    assert sorted(app.broker.admin().topics())[:3] == ["__taskq.control", *sorted(app.broker.admin().topics())[1:3]]
+    assert {topic for topic in app.broker.admin().topics() if "feed" in topic} == {"feed", "feed.high", "feed.low"}
     assert {priority: done.count(priority) for priority in set(done)} == {"low": 3000, "normal": 3000, "high": 3000}
     early = done[200:2000]
     assert early.count("high") > early.count("normal") > early.count("low") > 0

@@ -1,8 +1,8 @@
 """How much is fetched: enough that no runner waits, and no more. The backlog waits in the log, not in memory.
 
 Three things hold a partition's records back: so much is in flight that all fetching stops until runners ask for more;
-the partition is stalled, since progress in it could not be stored or enough of it waits at gates already; or enough
-waits of its priority.
+the partition is stalled, since progress in it could not be stored or enough of it waits at gates already, in number or
+in bytes; or enough waits of its priority.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from taskq.worker.dispatch import Dispatch
 from taskq.worker.work import Feed, Limits, Work
 
 BYTES_MAX = 64 * 1024 * 1024
-"""Fetching stops when the records in flight are larger than this, however few they are."""
+"""Fetching stops when the records in flight are larger than this, however few they are. As much may wait at gates, in
+all partitions together."""
 
 WAITING_SHARE = 8
 """A partition with more than this part of what may be in flight at gates is stalled, until half of that is left."""
@@ -71,8 +72,11 @@ class Throttle:
         return queued > 0 and sum(work.handed_out_bytes for work in self._works.values()) > BYTES_MAX
 
     def _find_whether_stalled(self, work: Work) -> None:
-        waiting_max = max(1, self._limits.in_flight_max // (2 * WAITING_SHARE if work.is_stalled else WAITING_SHARE))
-        is_stalled = work.waiting >= waiting_max or not work.fits(self._limits.concurrency)
+        part = 2 if work.is_stalled else 1
+        waiting_max = max(1, self._limits.in_flight_max // (WAITING_SHARE * part))
+        bytes_max = BYTES_MAX // (len(self._works) * part)
+        has_enough = work.waiting >= waiting_max or work.waiting_bytes > bytes_max
+        is_stalled = has_enough or not work.fits(self._limits.concurrency)
         if is_stalled and not work.is_stalled:
             _log.warning(
                 "%s: group %s is too far ahead of its slowest invocations, from offset %d on; waiting for them",

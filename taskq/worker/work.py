@@ -138,6 +138,11 @@ class Work:
         """An offset was handed out, and will not be run here."""
 
     @property
+    def waiting_bytes(self) -> int:
+        """About how large those are."""
+        return self.handed_out_bytes * min(self.waiting, self.handed_out) // max(1, self.handed_out)
+
+    @property
     def is_committed(self) -> bool:
         return self.committed[0] == self.progress.low
 

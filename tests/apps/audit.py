@@ -105,6 +105,11 @@ def store_and_fail(text: str) -> None:
     raise ValueError(text)
 
 
+@app.task(topic="slow", group="feed", rate_limit="1/m")
+def store_slowly(text: str) -> None:
+    pass
+
+
 @app.task(topic="feed", group="search")
 def index(number: int) -> None:
     write(f"index {number}")

@@ -88,6 +88,20 @@ def test_a_large_backlog_takes_no_memory_of_a_worker(tmp_path: Path) -> None:
         worker.process.send_signal(signal.SIGTERM)
 
 
+def test_what_waits_for_a_limit_takes_bounded_memory_of_a_worker(tmp_path: Path) -> None:
+    with bench(tmp_path) as here:
+        worker = here.start_worker("feed", "-c", "4").wait_ready()
+        idle = rss_bytes(worker.process.pid)
+        for _ in range(16):
+            here.task("store_slowly").map([("x" * 1_000_000,)] * 16)
+        worker.wait_for("group feed is too far ahead of its slowest invocations")
+        here.task("note").delay(1)
+        here.wait_for_lines(1)
+        assert rss_bytes(worker.process.pid) - idle < 150_000_000
+        assert here.unfinished("feed") >= 250
+        worker.process.send_signal(signal.SIGTERM)
+
+
 def rss_bytes(pid: int) -> int:
     if sys.platform != "linux":
         pytest.skip("reads /proc")

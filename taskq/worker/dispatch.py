@@ -12,30 +12,33 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from taskq.context import Cancelled, is_cancelled
 from taskq.options import PRIORITIES, parse_rate
-from taskq.topics import retry_topic
 from taskq.worker.gates import Gate, Nowhere, OrderGate, Pause, RateGate, Ticket, WidthGate
+from taskq.worker.rounds import WEIGHTS
 from taskq.worker.work import Crew, Ended, Feed, Item, Job, Joint, Work, published_on
-
-WEIGHTS: Mapping[str, int] = {"high": 6, "normal": 3, "low": 1}
-"""How many are taken of each priority, in turn, where all have some."""
 
 AHEAD_OF_RUNNERS = 64
 """How many wait in a crew's queue where there are priorities: whatever comes later waits behind them."""
 
+AHEAD_OF_PACED = 16
+"""How many others start before what a rate limit has let through: the rest of a crew's queue may be long."""
 
-def give_gates(jobs: Iterable[Job], once: Gate, share: Callable[[Sequence[str]], float]) -> list[Gate]:
+
+def give_gates(
+    jobs: Iterable[Job], once: Gate, share: Callable[[], float], priority_of: Mapping[str, str]
+) -> list[Gate]:
     """Give each job the gates its task asks for; return all of them.
 
-    `once` is that of tasks that are finished before they run, `share` says which part of topics this worker holds.
+    `once` is that of tasks that are finished before they run, `share` says which part of a limit for the whole group is
+    this worker's. A rate comes after the other limits, since it is of starts: who has passed it should start at once.
     """
     order, gates = OrderGate(), []
     for job in jobs:
         declared = job.task.declared
         own: list[Gate] = [order] if job.is_ordered else []
-        if declared.rate_limit is not None:
-            own.append(RateGate(_rate(parse_rate(declared.rate_limit), job, share), time.monotonic))
         if declared.concurrency is not None:
-            own.append(WidthGate(declared.concurrency))
+            own.append(WidthGate(declared.concurrency, priority_of))
+        if declared.rate_limit is not None:
+            own.append(RateGate(_rate(parse_rate(declared.rate_limit), share), time.monotonic(), priority_of))
         if declared.at_most_once:
             own.append(once)
         job.gates = tuple(own)
@@ -43,9 +46,8 @@ def give_gates(jobs: Iterable[Job], once: Gate, share: Callable[[Sequence[str]],
     return list(dict.fromkeys(gates))
 
 
-def _rate(rate: float, job: Job, share: Callable[[Sequence[str]], float]) -> Callable[[], float]:
-    topics = (*job.task.topics, retry_topic(job.group))
-    return lambda: rate * share(topics)
+def _rate(rate: float, share: Callable[[], float]) -> Callable[[], float]:
+    return lambda: rate * share()
 
 
 def priorities_of(jobs: Iterable[Job]) -> dict[str, str]:
@@ -60,6 +62,7 @@ class Dispatch:
     def __init__(self, feed: Feed, gates: Iterable[Gate], priority_of: Mapping[str, str], in_flight_max: int) -> None:
         self._feed = feed
         self._gates = list(gates)
+        self._paces = [gate for gate in self._gates if isinstance(gate, RateGate)]
         self._crews: Sequence[Crew] = ()
         self._usual: Sequence[Crew] = ()
         self._retries = Pause()
@@ -136,7 +139,9 @@ class Dispatch:
                     if self._advance(ticket):
                         ready.append(ticket.item)
         if ready:
-            self._submit(ready)
+            paced = [item for item in ready if _is_paced(item)] if self._paces else []
+            self._submit_paced(paced)
+            self._submit([item for item in ready if not _is_paced(item)] if paced else ready)
         for crew, classes in zip(self._crews, self._classes, strict=False):
             self._fill(crew, classes)
 
@@ -171,6 +176,14 @@ class Dispatch:
                 self._classes[index].add(own)
             elif own:
                 crew.submit(own)
+
+    def _submit_paced(self, items: list[Item]) -> None:
+        """These are to start now, or soon: behind a few others, and at least as many as there are of them, so that
+        those have their turn too."""
+        at = max(AHEAD_OF_PACED, 2 * sum(gate.unstarted for gate in self._paces))
+        for crew in self._crews if items else ():
+            if own := [item for item in items if item[0].crew is crew]:
+                crew.submit(own, at)
 
     def _fill(self, crew: Crew, classes: _Classes) -> None:
         """Give a crew the next ones of each priority, but few: what comes later waits behind them."""
@@ -244,6 +257,11 @@ class Dispatch:
 def is_among(item: Item, ids: Cancelled) -> bool:
     """Whether it is one of these invocations."""
     return is_cancelled(ids, item[1], item[2], item[3].tp)
+
+
+def _is_paced(item: Item) -> bool:
+    """Whether its task has a rate limit."""
+    return isinstance(item[3], Ticket) and any(isinstance(gate, RateGate) for gate in item[3].gates)
 
 
 def _joint_of(item: Item) -> Joint | None:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
-from taskq.worker.work import Item, Joint, Work
+from taskq.worker.rounds import Rounds
+from taskq.worker.work import Item, Joint, Work, published_on
 
 AGAIN_S = 0.25
 """How soon to try again what could not be stored."""
@@ -163,35 +164,44 @@ class OrderGate:
 
 
 class _Queue:
-    """What gates have in common that let tickets in as they came."""
+    """What gates have in common that let tickets in as they came, each priority by itself.
 
-    def __init__(self) -> None:
-        self._waiting: deque[Ticket] = deque()
+    `priority_of` says of a topic which it has, if the group has any.
+    """
+
+    def __init__(self, priority_of: Mapping[str, str]) -> None:
+        self._priority_of = priority_of
+        self._waiting: Rounds[Ticket] = Rounds(is_weighted=bool(priority_of))
+
+    def _priority(self, ticket: Ticket) -> str:
+        return self._priority_of.get(published_on(ticket.item), "normal") if self._priority_of else "normal"
+
+    def _wait(self, ticket: Ticket) -> None:
+        self._waiting.add(ticket, self._priority(ticket))
 
     def remove(self, is_wanted: Wanted) -> list[Ticket]:
-        self._waiting, removed = _split(self._waiting, is_wanted)
-        return removed
+        return self._waiting.remove(is_wanted)
 
 
 class WidthGate(_Queue):
     """At most `width` at once in this process."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
+    def __init__(self, width: int, priority_of: Mapping[str, str]) -> None:
+        super().__init__(priority_of)
         self._left = width
 
     def enter(self, ticket: Ticket) -> bool:
         if self._left > 0 and not self._waiting:
             self._left -= 1
             return True
-        self._waiting.append(ticket)
+        self._wait(ticket)
         return False
 
     def release(self, now: float) -> list[Ticket]:
         released = []
         while self._waiting and self._left > 0:
             self._left -= 1
-            released.append(self._waiting.popleft())
+            released.append(self._waiting.take())
         return released
 
     def leave(self, ticket: Ticket) -> None:
@@ -204,71 +214,94 @@ class WidthGate(_Queue):
 class RateGate(_Queue):
     """Starts at most `rate()` a second, evenly: the worker's share of the group's limit, as it is just then.
 
-    What was not used is kept for `BURST_S`, so that a poller that comes late loses nothing.
+    What was not used is kept for `BURST_S`, so that a poller that comes late loses nothing. What has passed and waits
+    for a runner counts as not used: when all of them are busy for long, few are let through, so that no flood starts
+    when they are free again. Nobody tells when a runner begins; it is looked for in what runs, when that matters.
     """
 
     BURST_S = 0.1
+    LOOK_S = 0.01
+    """How soon to look whether runners have begun."""
 
-    def __init__(self, rate: Callable[[], float], now: Callable[[], float]) -> None:
-        super().__init__()
+    def __init__(self, rate: Callable[[], float], now: float, priority_of: Mapping[str, str]) -> None:
+        super().__init__(priority_of)
         self._rate = rate
-        self._now = now
         self._tokens = 1.0
-        self._counted_at = now()
+        self._counted_at = now
+        self._unstarted: set[Ticket] = set()
+        """Those that have passed and, as far as is known, not begun."""
+
+    @property
+    def unstarted(self) -> int:
+        """How many have passed and may wait for a runner."""
+        return len(self._unstarted)
 
     def enter(self, ticket: Ticket) -> bool:
-        self._refill(self._now())
-        if not self._waiting and self._tokens >= 1:
-            self._tokens -= 1
-            return True
-        self._waiting.append(ticket)
+        self._wait(ticket)
         return False
 
     def release(self, now: float) -> list[Ticket]:
+        if not self._waiting:
+            return []
         self._refill(now)
-        released = []
+        released: list[Ticket] = []
         while self._waiting and self._tokens >= 1:
             self._tokens -= 1
-            released.append(self._waiting.popleft())
+            released.append(self._waiting.take())
+        self._unstarted.update(released)
         return released
 
     def leave(self, ticket: Ticket) -> None:
-        """A start is a start, however it ends."""
+        self._unstarted.discard(ticket)  # a start is a start, however it ended
 
     def next_at(self) -> float:
         rate = self._rate()
         if not self._waiting or rate <= 0:
             return math.inf
-        return self._counted_at + max(0.0, 1 - self._tokens) / rate
+        wait_s = max(0.0, 1 - self._tokens) / rate
+        if len(self._unstarted) + 1 > self._most(rate):
+            wait_s = max(wait_s, self.LOOK_S)
+        return self._counted_at + wait_s
+
+    def _most(self, rate: float) -> float:
+        return 1 + rate * self.BURST_S
 
     def _refill(self, now: float) -> None:
         rate = self._rate()
-        # Never more than one and what a late poller may have missed: a pause must not be followed by a flood.
-        self._tokens = min(self._tokens + (now - self._counted_at) * rate, 1 + rate * self.BURST_S)
+        tokens = self._tokens + max(0.0, now - self._counted_at) * rate
+        if tokens + len(self._unstarted) > self._most(rate):
+            self._forget_started()
+        self._tokens = max(0.0, min(tokens, self._most(rate) - len(self._unstarted)))
         self._counted_at = now
+
+    def _forget_started(self) -> None:
+        crews = {id(crew): crew for ticket in self._unstarted if (crew := ticket.item[0].crew)}
+        running = {id(item) for crew in crews.values() for item in crew.running()}
+        self._unstarted = {ticket for ticket in self._unstarted if id(ticket.item) not in running}
 
 
 class BatchGate(WidthGate):
     """Lets several pass together, after something was done for all of them: marked, or committed. At most `width` at
     once."""
 
-    def __init__(self, width: int, before: Callable[[list[Ticket]], bool]) -> None:
-        super().__init__(width)
+    def __init__(self, width: int, before: Callable[[list[Ticket]], bool], priority_of: Mapping[str, str]) -> None:
+        super().__init__(width, priority_of)
         self._before = before
         """False: not now."""
         self._again_at = 0.0
 
     def enter(self, ticket: Ticket) -> bool:
-        self._waiting.append(ticket)
+        self._wait(ticket)
         return False
 
     def release(self, now: float) -> list[Ticket]:
         free = min(self._left, len(self._waiting))
         if not free or now < self._again_at:
             return []
-        batch = [self._waiting.popleft() for _ in range(free)]
+        batch = [self._waiting.take() for _ in range(free)]
         if not self._before(batch):
-            self._waiting.extendleft(reversed(batch))
+            for ticket in reversed(batch):
+                self._waiting.put_back(ticket, self._priority(ticket))
             self._again_at = now + AGAIN_S
             return []
         self._left -= free

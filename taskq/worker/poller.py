@@ -61,6 +61,7 @@ class Poller:
         broker: Broker,
         group: str,
         consumer: Consumer,
+        topics: Sequence[str],
         jobs: Mapping[str, tuple[Job, ...]],
         is_known: Callable[[str], bool],
         metrics: Metrics,
@@ -75,12 +76,13 @@ class Poller:
         self._cancels = Cancels(broker)
         self._consumer = consumer
         self.feed = Feed(max(1, limits.in_flight_max // 2), self._consumer.wakeup)
-        suspects = BatchGate(min(limits.concurrency, MARKS_MAX), self._mark)
         all_jobs = {id(job): job for some in jobs.values() for job in some}.values()
-        gates = give_gates(all_jobs, BatchGate(limits.concurrency, self._finish_early), self._share)
-        self._intake = Intake(jobs, is_known, suspects, self._is_in_danger, self.feed.free)
         priorities = priorities_of(all_jobs)
-        self._dispatch = Dispatch(self.feed, (*gates, suspects), priorities, limits.in_flight_max)
+        suspects = BatchGate(min(limits.concurrency, MARKS_MAX), self._mark, priorities)
+        once = BatchGate(limits.concurrency, self._finish_early, priorities)
+        gates = (*give_gates(all_jobs, once, self._share, priorities), suspects)
+        self._intake = Intake(jobs, is_known, suspects, self._is_in_danger, self.feed.free)
+        self._dispatch = Dispatch(self.feed, gates, priorities, limits.in_flight_max)
         self._settler = Settler(group, self._producer, metrics, self._dispatch.retry_in_place, self._dispatch.redeliver)
         self.works: dict[TopicPartition, Work] = {}
         """What is held. Others may look, but not touch."""
@@ -89,8 +91,8 @@ class Poller:
         """When the loop last came round (monotonic)."""
         self.on_tick: list[Callable[[float], object]] = []
         """Called at each commit interval while there is anything to do, with the time (monotonic)."""
-        self._partitions: dict[str, int] = {}
-        """Of the topics of the group, as far as known."""
+        self._topics, self._partitions = topics, 0
+        """And how many those have in all; 0: not known."""
         self._count_partitions = broker.admin().partitions
         self._reader = broker.reader()
         self._next_commit = 0.0
@@ -192,7 +194,7 @@ class Poller:
         for tp, committed in polled.assigned.items():
             self.works[tp] = self._take_up(tp, committed)
         if polled.assigned:
-            self._partitions.clear()
+            self._partitions = 0
             for tp in polled.assigned:
                 self.works[tp].set_limit()
             self._commit([self.works[tp] for tp in polled.assigned])
@@ -298,13 +300,12 @@ class Poller:
             failure = Failure("cancelled", "", "it was cancelled", outcome="cancelled")
             self.feed.failures.append(Ended(item[3], item[2], item[0].task.name, failure, item))
 
-    def _share(self, topics: Sequence[str]) -> float:
-        """Which part of `topics` this worker holds: that of a limit for the whole group which is its own."""
-        for topic in topics:
-            if topic not in self._partitions:
-                self._partitions[topic] = self._count(topic)
-        held = sum(tp.topic in topics for tp in self.works)
-        return held / max(1, sum(self._partitions[topic] for topic in topics))
+    def _share(self) -> float:
+        """Which part of the group's partitions, of all topics, this worker holds: its part of a limit for the group.
+        What is limited may be in any of them, by an event or `options(topic=)`; each is divided evenly."""
+        if not self._partitions:
+            self._partitions = sum(map(self._count, self._topics))
+        return len(self.works) / max(1, self._partitions, len(self.works))
 
     def _count(self, topic: str) -> int:
         try:

@@ -300,8 +300,8 @@ class Crew(Protocol):
 
     queue: deque[Item]
 
-    def submit(self, items: list[Item]) -> None:
-        """Queue these and wake runners for them. Called by the poller's thread."""
+    def submit(self, items: list[Item], at: int | None = None) -> None:
+        """Queue these, behind all others or behind `at` of them, and wake runners. Called by the poller's thread."""
         ...
 
     def running(self) -> list[Item]:
@@ -311,6 +311,15 @@ class Crew(Protocol):
     def cancel_run(self, item: Item) -> None:
         """Stop an item that runs, if that can be done: it ends with TaskCancelled then. From any thread."""
         ...
+
+
+def enqueue(queue: deque[Item], items: list[Item], at: int | None) -> None:
+    """Put these behind all others, or behind `at` of them. Runners take from it meanwhile: each step is atomic."""
+    if at is None:
+        queue.extend(items)
+        return
+    for place, item in enumerate(items, at):
+        queue.insert(place, item)
 
 
 class Feed:

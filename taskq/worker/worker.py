@@ -120,6 +120,7 @@ class Worker:
                 offset_reset=settings.offset_reset,
                 is_late=app.has_lifespan,
             ),
+            self._handlers.topics,
             by_name,
             app.knows,
             metrics,

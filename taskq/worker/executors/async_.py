@@ -21,7 +21,7 @@ import anyio.lowlevel
 
 from taskq.context import enter
 from taskq.errors import TaskCancelled
-from taskq.worker.work import Feed, Item
+from taskq.worker.work import Feed, Item, enqueue
 
 YIELD_S = 0.005
 
@@ -74,8 +74,8 @@ class AsyncCrew:
         if self._scope is not None:
             self._scope.cancel()
 
-    def submit(self, items: list[Item]) -> None:
-        self.queue.extend(items)
+    def submit(self, items: list[Item], at: int | None = None) -> None:
+        enqueue(self.queue, items, at)
         if not self._is_waking:
             self._is_waking = True
             assert self._call_soon is not None, "submitted before run"

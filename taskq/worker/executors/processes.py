@@ -60,11 +60,11 @@ class ProcessCrew(ThreadCrew):
         super().__init__(size, feed, "taskq-process")
         self._pool = pool
 
-    def submit(self, items: list[Item]) -> None:
+    def submit(self, items: list[Item], at: int | None = None) -> None:
         wanted = len(self.queue) + len(items) - len(self._idle)
         for _ in range(min(wanted, self._size - self._started)):
             self._start_one()
-        super().submit(items)
+        super().submit(items, at)
 
     def cancel_run(self, item: Item) -> None:
         self._pool.cancel(item)

@@ -11,7 +11,7 @@ from collections import deque
 from time import perf_counter
 
 from taskq.context import enter
-from taskq.worker.work import Feed, Item
+from taskq.worker.work import Feed, Item, enqueue
 
 
 class _Runner:
@@ -62,8 +62,8 @@ class ThreadCrew:
     def cancel_run(self, item: Item) -> None:
         """A thread can't be stopped: `current.check` tells it."""
 
-    def submit(self, items: list[Item]) -> None:
-        self.queue.extend(items)
+    def submit(self, items: list[Item], at: int | None = None) -> None:
+        enqueue(self.queue, items, at)
         idle = self._idle
         for _ in range(min(len(items), len(idle))):
             try:

@@ -72,17 +72,19 @@ class Throttle:
         return queued > 0 and sum(work.handed_out_bytes for work in self._works.values()) > BYTES_MAX
 
     def _find_whether_stalled(self, work: Work) -> None:
-        part = 2 if work.is_stalled else 1
-        waiting_max = max(1, self._limits.in_flight_max // (WAITING_SHARE * part))
-        bytes_max = BYTES_MAX // (len(self._works) * part)
-        has_enough = work.waiting >= waiting_max or work.waiting_bytes > bytes_max
-        is_stalled = has_enough or not work.fits(self._limits.concurrency)
+        is_stalled = (work.waiting > 0 and self._wait_enough(work)) or not work.fits(self._limits.concurrency)
         if is_stalled and not work.is_stalled:
             _log.warning(
                 "%s: group %s is too far ahead of its slowest invocations, from offset %d on; waiting for them",
                 *(work.tp, self._group, work.progress.low),
             )
         work.is_stalled = is_stalled
+
+    def _wait_enough(self, work: Work) -> bool:
+        """Whether enough of it is at gates: its share of what may be, or half of that if it is stalled already."""
+        part = 2 if work.is_stalled else 1
+        waiting_max = max(1, self._limits.in_flight_max // (WAITING_SHARE * part))
+        return work.waiting >= waiting_max or work.waiting_bytes > BYTES_MAX // (len(self._works) * part)
 
     def _pause_and_resume(self) -> None:
         """Have the consumer fetch what is wanted, and nothing else."""

@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ class Runners(Crew):
 class Bench:
     """A dispatch between records that are given it and runners, all in virtual time."""
 
-    def __init__(self, tasks: list[Task[..., object]], size: int = 2) -> None:
+    def __init__(self, tasks: list[Task[Any, Any]], size: int = 2) -> None:
         self.jobs = {task.name: Job(task, "g", metrics) for task in tasks}
         self.seconds = dict.fromkeys(self.jobs, 0.0)
         self.crew = Runners(size, self.seconds)
@@ -70,7 +71,7 @@ class Bench:
         self.works: dict[str, Work] = {}
         self.now = self.began = time.monotonic()
 
-    def add(self, task: Task[..., object], count: int, topic: str = "default") -> None:
+    def add(self, task: Task[Any, Any], count: int, topic: str = "default") -> None:
         work = self.works.setdefault(topic, Work(TopicPartition(topic, 0), Progress(0)))
         job, items = self.jobs[task.name], []
         for _ in range(count):
@@ -91,7 +92,7 @@ class Bench:
             self.crew.work(self.now)
             self.now += step_s
 
-    def starts(self, task: Task[..., object]) -> list[float]:
+    def starts(self, task: Task[Any, Any]) -> list[float]:
         """When its invocations began, since the beginning."""
         return [at - self.began for at, item in self.crew.starts if item[0].task is task]
 

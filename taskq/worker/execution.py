@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import Any
 
 import anyio
 
@@ -17,6 +19,10 @@ from taskq.errors import TimeLimitExceeded
 from taskq.trip import EXPIRES, milliseconds
 from taskq.worker.retries import Expired
 from taskq.worker.work import Item
+
+
+NOT_RUN = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
+"""What a call has returned whose code did not run: a plain decorator around an `async def`, a missing await."""
 
 
 class Execution:
@@ -33,11 +39,11 @@ class Execution:
         args, kwargs = job.decode(envelope)
         timeout_s = job.task.declared.timeout
         if timeout_s is None:
-            job.call(*args, **kwargs)
+            refuse_not_run(job.call(*args, **kwargs))
         else:
             limit(item, time.time() + timeout_s)
             with self._watching(item, timeout_s):
-                job.call(*args, **kwargs)
+                refuse_not_run(job.call(*args, **kwargs))
 
     async def run_async(self, item: Item) -> None:
         """Run an item of an `async def` task; it is cancelled when its time is over. Raises what ends it."""
@@ -46,11 +52,11 @@ class Execution:
         args, kwargs = job.decode(envelope)
         timeout_s = job.task.declared.timeout
         if timeout_s is None:
-            await job.call(*args, **kwargs)
+            refuse_not_run(await job.call(*args, **kwargs))
             return
         limit(item, time.time() + timeout_s)
         with anyio.CancelScope(deadline=anyio.current_time() + timeout_s) as scope:
-            await job.call(*args, **kwargs)
+            refuse_not_run(await job.call(*args, **kwargs))
         if scope.cancelled_caught:
             raise over_time(item)
 
@@ -77,6 +83,19 @@ def refuse_late(item: Item) -> None:
         expires_ms = milliseconds(record.headers, EXPIRES)
         if expires_ms is not None and time.time() * 1000 >= expires_ms:
             raise Expired(f"it was not to be started after {expires_ms}")
+
+
+def refuse_not_run(result: Any) -> None:
+    """Raises TypeError if what a task returned is its own code, which nobody has run. Runners look at NOT_RUN first."""
+    kind = type(result)
+    if kind not in NOT_RUN:
+        return
+    if kind is not AsyncGeneratorType:
+        result.close()  # or Python warns that it was never awaited
+    what = "a coroutine that nobody awaited" if kind is CoroutineType else "a generator that nobody went through"
+    raise TypeError(
+        f"it returned {what}: a decorator of an `async def` task must itself make one, and middleware await call_next"
+    )
 
 
 def over_time(item: Item) -> TimeLimitExceeded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import re
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 import anyio
+import anyio.lowlevel
 import sniffio
 
 from taskq import Reject, Retry, TaskQ, current
@@ -51,6 +54,24 @@ def note(number: int) -> None:
 @app.task(topic="feed", group="feed", executor="process")
 def take(when: UUID, names: set[str], *more: float, flag: bool = False) -> None:
     write(f"{when} {sorted(names)} {more} {flag}")
+
+
+def _plain(fn: Callable[[], object]) -> Callable[[], object]:
+    @functools.wraps(fn)
+    def call() -> object:
+        return fn()
+
+    return call
+
+
+@app.task(topic="feed", group="feed", executor="process")
+@_plain
+async def forget() -> None: ...
+
+
+@app.task(topic="feed", group="feed", executor="process")
+async def forget_async() -> object:
+    return anyio.lowlevel.checkpoint()
 
 
 @app.task(topic="feed", group="feed", executor="process", timeout=20)

@@ -21,6 +21,7 @@ import anyio.lowlevel
 
 from taskq.context import enter
 from taskq.errors import TaskCancelled
+from taskq.worker.execution import NOT_RUN, refuse_not_run
 from taskq.worker.work import Feed, Item, enqueue
 
 YIELD_S = 0.005
@@ -127,10 +128,9 @@ class AsyncCrew:
                     await job.run(item)  # type: ignore[misc]
                 else:
                     args, kwargs = job.decode(envelope)
-                    if kwargs:
-                        await job.call(*args, **kwargs)
-                    else:
-                        await job.call(*args)
+                    result = await (job.call(*args, **kwargs) if kwargs else job.call(*args))
+                    if result is not None and result.__class__ in NOT_RUN:
+                        refuse_not_run(result)
             except BaseException as error:
                 self._fail(runner, item, error)
                 ended = perf_counter()

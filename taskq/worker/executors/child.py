@@ -42,6 +42,7 @@ from taskq.errors import TaskNotFound
 from taskq.logs import log_to_stderr
 from taskq.message import decode_envelope
 from taskq.retry import Retry
+from taskq.worker.execution import refuse_not_run
 from taskq.worker.executors import calls
 from taskq.worker.executors.async_ import backend_options
 from taskq.worker.executors.calls import Call, Done, Failed, Link, Setup, decode_call, decode_setup, encode
@@ -116,13 +117,13 @@ class Child:
         _enter(delivery, call)
         args, kwargs = task.decode_args(envelope)
         if not task.is_async:
-            run(*args, **kwargs)
+            refuse_not_run(run(*args, **kwargs))
             return
 
         async def run_async() -> BaseException | None:
             _enter(delivery, call)
             try:
-                await run(*args, **kwargs)
+                refuse_not_run(await run(*args, **kwargs))
             except BaseException as error:  # SystemExit, too, which would end the loop
                 # If the lifespan has failed, and all is cancelled, that is not how the attempt ended.
                 self._is_ending = anyio.current_effective_deadline() == -math.inf

@@ -11,6 +11,7 @@ from collections import deque
 from time import perf_counter
 
 from taskq.context import enter
+from taskq.worker.execution import NOT_RUN, refuse_not_run
 from taskq.worker.work import Feed, Item, enqueue
 
 
@@ -102,10 +103,9 @@ class ThreadCrew:
                     job.run(item)
                 else:
                     args, kwargs = job.decode(envelope)
-                    if kwargs:
-                        job.call(*args, **kwargs)
-                    else:
-                        job.call(*args)
+                    result = job.call(*args, **kwargs) if kwargs else job.call(*args)
+                    if result is not None and result.__class__ in NOT_RUN:
+                        refuse_not_run(result)
             except BaseException as error:
                 feed.fail(item, error)
             else:

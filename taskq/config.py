@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import Factory, evolve, field, frozen
 
 from taskq.errors import ConfigError
-from taskq.topics import INTERNAL, SETTING_NAMES, TopicConfig, check_said, parse_settings, parse_size
+from taskq.topics import DEAD, INTERNAL, SETTING_NAMES, TopicConfig, check_said, parse_settings, parse_size
 
 SECRET_BYTES_MIN = 16
 """Shorter keys can be guessed. RFC 2104 advises the length of the hash, which is 32."""
@@ -152,6 +152,14 @@ def check_new_topic(name: object) -> str:
     topic = check_topic(name)
     if topic.startswith(INTERNAL):
         raise ConfigError(f"{topic!r} can't be created: names that begin with {INTERNAL} are for taskq's own topics")
+    return topic
+
+
+def check_topic_of_calls(name: object) -> str:
+    """Return `name` if invocations may be published to a topic of it; raise ConfigError otherwise."""
+    topic = check_topic(name)
+    if topic.startswith(INTERNAL) or topic.endswith(DEAD):  # what is in `<group>.retry` does run
+        raise ConfigError(f"nothing would run in the topic {topic!r}: names {INTERNAL}* and *{DEAD} are taskq's own")
     return topic
 
 
@@ -372,7 +380,7 @@ _PARSERS: Mapping[str, Callable[[Any, Path], Any]] = {
     "durability": _durability,
     "secrets": _secrets,
     "default_group": lambda value, folder: check_group(value),
-    "default_topic": lambda value, folder: check_topic(value),
+    "default_topic": lambda value, folder: check_topic_of_calls(value),
     "partitions": _partitions,
     "topics": _topics,
     "commit_interval_ms": _number(1, 60_000),

@@ -16,10 +16,11 @@ from taskq.errors import ArgumentsError, ConfigError
 from taskq.options import (
     PRIORITIES,
     CallOptions,
-    Moment,
     TaskOptions,
     call_options,
+    check_in_time,
     check_options,
+    parse_moment,
     priority_topic,
     task_options,
 )
@@ -118,6 +119,7 @@ class Task(Calls[P, R]):
         self._parameters = Parameters(self.name, fn)
         self._key = make_key(options.key, self._parameters)
         self._serializer: Serializer | None = None
+        self._expires = None if options.expires is None else parse_moment("expires", options.expires)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
@@ -197,6 +199,11 @@ class Task(Calls[P, R]):
                 f"{self.name}: its workers read no topics of other priorities; declare it with "
                 f'@task(priority="normal") to publish some with {options.priority!r}'
             )
+        if options.expires is None and options.due is not None:
+            try:
+                check_in_time(options.due, self._expires)
+            except ConfigError as error:
+                raise ConfigError(f"{self.name}: {error}; say expires= anew") from None
         return options
 
     def apply_async(
@@ -217,7 +224,7 @@ class Task(Calls[P, R]):
         known = ("args", "kwargs", "task_id", "queue", "headers", "countdown", "eta", "expires")
         check_options(where, unknown, known)
         given = {"id": task_id, "topic": queue, "headers": headers, "delay": countdown, "at": eta, "expires": expires}
-        options = call_options(where, given)
+        options = self._check_call(call_options(where, given))
         route = self.route(options)
         return Handle(route.send(*_celery_arguments(self.name, args or (), kwargs or {})), route.outlet)
 
@@ -229,8 +236,8 @@ class Task(Calls[P, R]):
         declared = self.declared
         priority = options.priority or (None if options.topic else declared.priority)
         topic = priority_topic(options.topic or self.topic, priority)
-        if options.expires is None and declared.expires is not None:
-            options = replace(options, expires=Moment(after_ms=round(declared.expires * 1000)))
+        if options.expires is None and self._expires is not None:
+            options = replace(options, expires=self._expires)
         return make_route(self.app, self.name, topic, self.serializer.encode, self._key, options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
-from taskq.config import check_topic
+from taskq.config import check_topic_of_calls
 from taskq.decorators import AsyncTask, Decorator, Registry, SyncTask, Task, make_task
 from taskq.errors import ConfigError
 from taskq.options import CallOptions, check_name, check_options
@@ -26,7 +26,7 @@ class Event:
     def __init__(self, app: Registry, name: str, topic: str | None) -> None:
         self.app = app
         self.name = check_name("an event", name)
-        self._topic = None if topic is None else check_topic(topic)
+        self._topic = None if topic is None else check_topic_of_calls(topic)
         self.handlers: tuple[Task[Any, Any], ...] = ()
         self._route: Route | None = None
 

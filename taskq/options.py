@@ -17,11 +17,12 @@ from uuid import UUID
 from msgspec import Struct
 
 from taskq.broker.port import Headers
-from taskq.config import check_group, check_topic, did_you_mean
+from taskq.config import check_group, check_topic_of_calls, did_you_mean
 from taskq.errors import ConfigError
 from taskq.message import Id, encode_headers, parse_id
 from taskq.retry import DELAY_S_MAX, Retry, check_delay
 from taskq.serializers import SERIALIZERS
+from taskq.topics import INTERNAL
 
 NAME_CHARACTERS_MAX = 250
 
@@ -35,6 +36,8 @@ MAX_DELIVERIES: Final = 3
 """How many workers an invocation may kill before it is given up."""
 
 _PERIODS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS_MAX = 1e12
+"""Further from 1970 than any moment that a datetime can say."""
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(?:/([smhd]))?", re.ASCII)
 
 Key = Callable[..., Any] | str
@@ -95,9 +98,9 @@ class TaskOptions(Struct, frozen=True):
         if self.name is not None:
             check_name("a task", self.name)
         if self.topic is not None:
-            check_topic(self.topic)
-        if self.group is not None:
-            check_group(self.group)
+            check_topic_of_calls(self.topic)
+        if self.group is not None and check_group(self.group).startswith(INTERNAL):
+            raise ConfigError(f"group={self.group!r}: names that begin with {INTERNAL} are for taskq's own groups")
         if self.key is not None and not isinstance(self.key, str) and not callable(self.key):
             raise ConfigError(f"key={self.key!r} is neither a string nor a function of the task's arguments")
         _check_choice("serializer", self.serializer, SERIALIZERS)
@@ -105,6 +108,9 @@ class TaskOptions(Struct, frozen=True):
         _check_choice("executor", self.executor, EXECUTORS)
         if self.priority is not None:
             _check_choice("priority", self.priority, PRIORITIES)
+            if self.topic is not None:
+                for priority in PRIORITIES:
+                    check_topic_of_calls(priority_topic(self.topic, priority))
         self._check_limits()
         self._check_once()
 
@@ -177,13 +183,18 @@ def call_options(where: str, given: Mapping[str, Any]) -> CallOptions:
         due = [parse_moment(option, given[option]) for option in ("delay", "at") if option in given]
         if "priority" in given:
             _check_choice("priority", given["priority"], PRIORITIES)
+        topic = check_topic_of_calls(given["topic"]) if "topic" in given else None
+        if topic is not None:
+            check_topic_of_calls(priority_topic(topic, given.get("priority")))
+        expires = parse_moment("expires", given["expires"]) if "expires" in given else None
+        check_in_time(due[0] if due else None, expires)
         return CallOptions(
             key=encode_key(given["key"]) if "key" in given else None,
-            topic=check_topic(given["topic"]) if "topic" in given else None,
+            topic=topic,
             ident=parse_id(given["id"]) if "id" in given else None,
             headers=encode_headers(given.get("headers", {})),
             due=due[0] if due else None,
-            expires=parse_moment("expires", given["expires"]) if "expires" in given else None,
+            expires=expires,
             priority=given.get("priority"),
         )
     except ConfigError as error:
@@ -200,15 +211,31 @@ def parse_moment(option: str, value: object) -> Moment:
             raise ConfigError(f"{option}={value!r} has no time zone; say datetime.now(timezone.utc) + ... or the like")
         return _fixed(option, value.timestamp())
     if isinstance(value, timedelta):
+        if option == "at":
+            raise ConfigError(f"at={value!r} is a while and no moment; say delay=")
         value = value.total_seconds()
     if option == "at" and isinstance(value, int | float) and not isinstance(value, bool):
-        return _fixed(option, float(value))
+        return _fixed(option, value)
     return Moment(after_ms=math.ceil(check_delay(option, value) * 1000))
 
 
 def _fixed(option: str, seconds: float) -> Moment:
+    if not abs(seconds) < _SECONDS_MAX:  # also if it is no number at all
+        raise ConfigError(f"{option}={seconds!r} is no moment in seconds since 1970")
     check_delay(f"{option}, from now on", max(0.0, seconds - time.time()))
     return Moment(at_ms=max(1, math.ceil(seconds * 1000)))
+
+
+def check_in_time(due: Moment | None, expires: Moment | None) -> None:
+    """Raise ConfigError for a call that could never be started, if it were published now."""
+    if expires is None:
+        return
+    now_ms = int(time.time() * 1000)
+    expires_ms = expires.seen_at(now_ms)
+    if expires_ms <= now_ms:
+        raise ConfigError("expires= leaves no time at all: it could never be started")
+    if due is not None and expires_ms <= due.seen_at(now_ms):
+        raise ConfigError("it expires before it is due: it could never be started")
 
 
 def parse_rate(rate: object) -> float:
@@ -217,10 +244,10 @@ def parse_rate(rate: object) -> float:
     if isinstance(rate, str) and (match := _RATE.fullmatch(rate.replace(" ", ""))):
         number = float(match[1]) / _PERIODS_S[match[2] or "s"]
     elif isinstance(rate, int | float) and not isinstance(rate, bool):
-        number = float(rate)
+        number = rate  # not a float yet, which not every int can be
     if number is None or not 1 / DELAY_S_MAX <= number <= 1e6:
         raise ConfigError(f"rate_limit={rate!r} is not a rate like '100/s', '10/m', '500/h', or a number a second")
-    return number
+    return float(number)
 
 
 def priority_topic(topic: str, priority: str | None) -> str:

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -161,7 +161,12 @@ def test_a_static_method_is_a_plain_function(app: TaskQ) -> None:
         ({"priority": 1}, "priority=1 is not one of: high, normal, low"),
         ({"rate_limit": "1/y"}, "rate_limit='1/y' is not a rate like"),
         ({"rate_limit": 0}, "rate_limit=0 is not a rate like"),
+        ({"rate_limit": 10**400}, "is not a rate like"),
         ({"concurrency": 0}, "concurrency=0 is not a whole number"),
+        ({"topic": "__taskq.control"}, "taskq's own"),
+        ({"topic": "default.dead"}, "taskq's own"),
+        ({"group": "__taskq.delays"}, "taskq's own"),
+        ({"topic": "x" * 248, "priority": "normal"}, "can't be the name of a topic"),
     ],
 )
 def test_a_wrong_option_fails_at_decoration(app: TaskQ, options: dict[str, Any], reason: str) -> None:
@@ -193,6 +198,16 @@ def test_options_that_say_the_default_are_no_error(app: TaskQ) -> None:
         ({"delay": 1, "at": 1}, "give one"),
         ({"at": datetime(2026, 1, 1)}, "has no time zone"),  # noqa: DTZ001
         ({"at": "tomorrow"}, "at: 'tomorrow' is not a number of seconds"),
+        ({"at": timedelta(hours=1)}, "say delay="),
+        ({"at": float("nan")}, "at=nan is no moment"),
+        ({"at": float("-inf")}, "at=-inf is no moment"),
+        ({"at": 10**400}, "is no moment"),
+        ({"expires": 0}, "leaves no time at all"),
+        ({"expires": timedelta(0)}, "leaves no time at all"),
+        ({"expires": datetime(2020, 1, 1, tzinfo=UTC)}, "leaves no time at all"),
+        ({"expires": 30, "delay": 60}, "expires before it is due"),
+        ({"topic": "__taskq.control"}, "taskq's own"),
+        ({"topic": "default.dead"}, "taskq's own"),
         ({"expires": True}, "expires: True is not a number of seconds"),
         ({"priority": "high"}, 'declare it with @task\\(priority="normal"\\)'),
     ],
@@ -200,6 +215,27 @@ def test_options_that_say_the_default_are_no_error(app: TaskQ) -> None:
 def test_a_wrong_option_of_a_call_is_refused(app: TaskQ, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         app.task(add).options(**options)
+
+
+def test_what_would_be_due_after_its_task_says_it_expires_is_refused(app: TaskQ) -> None:
+    task = app.task(expires=30)(add)
+    with pytest.raises(ConfigError, match=r"expires before it is due.*say expires= anew"):
+        task.options(delay=60)
+    with pytest.raises(ConfigError, match="expires before it is due"):
+        task.apply_async((1,), countdown=60)
+    task.options(delay=60, expires=90)
+    task.options(delay=20)
+
+
+def test_a_topic_with_its_priority_must_be_a_name(app: TaskQ) -> None:
+    task = app.task(priority="normal")(add)
+    with pytest.raises(ConfigError, match="can't be the name of a topic"):
+        task.options(topic="x" * 248, priority="high")
+    task.options(topic="x" * 248)
+
+
+def test_what_goes_to_the_retries_of_a_group_is_run_and_so_allowed(app: TaskQ) -> None:
+    app.task(add).options(topic="default.retry")
 
 
 # --- events

@@ -20,7 +20,6 @@ from taskq.trip import EXPIRES, milliseconds
 from taskq.worker.retries import Expired
 from taskq.worker.work import Item
 
-
 NOT_RUN = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 """What a call has returned whose code did not run: a plain decorator around an `async def`, a missing await."""
 

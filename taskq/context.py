@@ -24,6 +24,7 @@ from taskq.message import (
     format_id,
     parse_id,
 )
+from taskq.text import printable
 from taskq.trip import Trip, trip_of, with_trip
 
 if TYPE_CHECKING:
@@ -227,11 +228,10 @@ class Current:
 class _InvocationLogger(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         assert self.extra is not None
-        kwargs["extra"] = {"taskq_task": self.extra["task"], "taskq_id": self.extra["id"], **kwargs.get("extra", {})}
-        who = f"{self.extra['task']}[{self.extra['id']}]".replace(
-            "%", "%%"
-        )  # logging formats it if there are arguments
-        return f"{who} {msg}", kwargs
+        given = kwargs.get("extra") or {}
+        kwargs["extra"] = {"taskq_task": self.extra["task"], "taskq_id": self.extra["id"], **given}
+        who = printable(f"{self.extra['task']}[{self.extra['id']}]")
+        return f"{who.replace('%', '%%')} {msg}", kwargs  # logging formats it if there are arguments
 
 
 def _get() -> Delivery:

@@ -191,7 +191,7 @@ def call_options(where: str, given: Mapping[str, Any]) -> CallOptions:
         return CallOptions(
             key=encode_key(given["key"]) if "key" in given else None,
             topic=topic,
-            ident=parse_id(given["id"]) if "id" in given else None,
+            ident=_parse_new_id(given["id"]) if "id" in given else None,
             headers=encode_headers(given.get("headers", {})),
             due=due[0] if due else None,
             expires=expires,
@@ -199,6 +199,13 @@ def call_options(where: str, given: Mapping[str, Any]) -> CallOptions:
         )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def _parse_new_id(text: object) -> Id:
+    ident = parse_id(text)
+    if isinstance(ident, str) and not ident.isprintable():
+        raise ConfigError(f"{text!r} can't be an id: people are to read and type it, so use printable characters")
+    return ident
 
 
 def parse_moment(option: str, value: object) -> Moment:

@@ -22,6 +22,7 @@ from taskq.metrics import Metrics
 from taskq.worker.progress import Progress
 from taskq.worker.work import Job, Work
 
+FEED_1 = TopicPartition("feed", 1)
 ATTRIBUTES = [name for name, value in vars(Current).items() if isinstance(value, property)]
 
 
@@ -106,6 +107,18 @@ def test_the_logger_says_which_invocation(fan_out: Task[..., Any], caplog: pytes
     assert (record.name, record.levelno) == ("feed.fan_out", logging.WARNING)
     assert record.getMessage() == "feed.fan_out[50%] 3 followers"
     assert (vars(record)["taskq_task"], vars(record)["taskq_id"], vars(record)["mine"]) == ("feed.fan_out", "50%", True)
+
+
+def test_the_logger_takes_no_extra_and_forges_no_line(
+    fan_out: Task[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    envelope = decode_envelope(b'{"task": "feed.fan_out", "id": "i\\n2026 CRITICAL forged"}')
+    with running(fan_out):
+        enter((Job(fan_out, "other", Metrics()), envelope, Record(5, 0, None, b"", ()), Work(FEED_1, Progress(0))))
+        current.logger.warning("here", extra=None)
+    (record,) = caplog.records
+    assert record.getMessage() == "feed.fan_out[i\\n2026 CRITICAL forged] here"
+    assert vars(record)["taskq_id"] == "i\n2026 CRITICAL forged"
 
 
 def test_what_running_is_given_is_checked(fan_out: Task[..., Any]) -> None:

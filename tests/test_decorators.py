@@ -191,6 +191,7 @@ def test_options_that_say_the_default_are_no_error(app: TaskQ) -> None:
         ({"key": "\ud800"}, "can't be a key"),
         ({"topic": "a b"}, "topic"),
         ({"id": ""}, "id"),
+        ({"id": "a\nb"}, "use printable characters"),
         ({"headers": {"taskq-x": "1"}}, "taskq's own"),
         ({"delay": -1}, "delay: -1 is not a number of seconds"),
         ({"delay": float("nan")}, "delay: nan is not a number of seconds"),

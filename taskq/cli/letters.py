@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from taskq.cli.literals import first_line, indented, literal, printable, record_as_json, time_text, value_text
+from taskq.cli.literals import first_line, indented, literal, record_as_json, time_text, value_text
 from taskq.cli.output import show_table
+from taskq.text import printable
 from taskq.trip import PastError
 from taskq.worker.deadletters import DeadLetter, Origin
 

@@ -16,6 +16,7 @@ import msgspec
 from taskq.broker.port import Record
 from taskq.errors import SerializationError
 from taskq.message import JsonEnvelope, decode_envelope, decode_headers, format_id
+from taskq.text import printable
 
 _SHOWN_MAX = 300
 
@@ -104,11 +105,6 @@ def _strict(value: object) -> Any:
     except (ValueError, TypeError, RecursionError):
         return None
     return found
-
-
-def printable(text: str) -> str:
-    """Text in one line, with everything escaped that is not to be seen."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def first_line(text: str, characters_max: int) -> str:

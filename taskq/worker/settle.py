@@ -17,14 +17,15 @@ from collections.abc import Callable
 from attrs import evolve
 from msgspec.structs import replace
 
-from taskq.broker.port import Message, Producer
+from taskq.broker.port import Message, Producer, Record
 from taskq.context import identify
-from taskq.errors import REFUSALS, StorageFull
+from taskq.errors import REFUSALS, SerializationError, StorageFull
 from taskq.ladder import delayed
 from taskq.message import Envelope, decode_envelope, format_id
 from taskq.metrics import Metrics
+from taskq.text import printable
 from taskq.topics import dead_topic, retry_topic
-from taskq.trip import NEW, Trip, with_trip
+from taskq.trip import NEW, Trip, trip_of, with_trip
 from taskq.worker.deadletters import dead_letter
 from taskq.worker.gates import Ticket
 from taskq.worker.retries import REDELIVERED, describe
@@ -161,25 +162,26 @@ class Settler:
 
     def _tell(self, ended: Ended) -> None:
         failure = ended.failure
-        who = f"{ended.task or 'a record'}[{_ident(ended)}]"
+        who = printable(f"{ended.task or 'a record'}[{_ident(ended)}]")
+        attempt = _attempt(ended.record)
         extra = {
             "taskq_task": ended.task,
             "taskq_id": _ident(ended),
-            "taskq_attempt": failure.trip.attempts,
+            "taskq_attempt": attempt,
             "taskq_outcome": failure.outcome,
         }
-        what = f"{failure.type}: {failure.message.partition(chr(10))[0]}"
+        what = printable(f"{failure.type}: {failure.message.partition(chr(10))[0]}")
         place = (ended.place.tp, ended.record.offset)
         if failure.outcome == "dead":
             _log.error(
                 "%s at %s offset %d is a dead letter (attempt %d): %s: %s",
-                *(who, *place, max(1, failure.trip.attempts), failure.reason, what),
+                *(who, *place, attempt, failure.reason, what),
                 extra=extra,
             )
         elif failure.outcome == "retried":
             _log.warning(
                 "%s at %s offset %d, attempt %d: %s; again in %.3g s",
-                *(who, *place, failure.trip.attempts, what, failure.delay_s),
+                *(who, *place, attempt, what, failure.delay_s),
                 extra=extra,
             )
         elif failure.outcome == REDELIVERED:
@@ -206,6 +208,14 @@ def _stays(ended: Ended) -> bool:
         return False
     order = ended.item[0].task.declared.order
     return order == "partition" or (order == "key" and ended.record.key is not None)
+
+
+def _attempt(record: Record) -> int:
+    """Which run of its invocation this was, or would have been."""
+    try:
+        return trip_of(record).attempts + 1
+    except SerializationError:  # what does not run for that is at its first
+        return 1
 
 
 def _ident(ended: Ended) -> str:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from taskq.context import identify
 from taskq.message import format_id
+from taskq.text import printable
 from taskq.trip import trip_of
 from taskq.worker.work import Item
 
@@ -63,6 +64,6 @@ def _tell(item: Item, seconds: float, waited_s: float) -> None:
     }
     log.debug(
         "%s[%s] at %s offset %d, attempt %d: done in %.3g s, after %.3g s",
-        *(job.task.name, ident, place.tp, record.offset, attempt, seconds, waited_s),
+        *(job.task.name, printable(ident), place.tp, record.offset, attempt, seconds, waited_s),
         extra=extra,
     )

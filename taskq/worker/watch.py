@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from taskq.context import identify
 from taskq.message import format_id
+from taskq.text import printable
 from taskq.worker.work import Item
 
 LOOP_SILENT_S_MAX = 5.0
@@ -77,7 +78,8 @@ class LoopWatch:
 
     def _tell(self, silent_s: float) -> None:
         names = [
-            f"{item[0].task.name}[{format_id(identify(item[1], item[2], item[3].tp))}]" for item in self._running()
+            printable(f"{item[0].task.name}[{format_id(identify(item[1], item[2], item[3].tp))}]")
+            for item in self._running()
         ]
         more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
         frame = sys._current_frames().get(self._thread)  # pyright: ignore[reportPrivateUsage] - it is documented

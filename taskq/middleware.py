@@ -35,7 +35,7 @@ class Publication(Struct, frozen=True):
     """Of the task or event."""
     topic: str
     calls: tuple[tuple[tuple[Any, ...], Mapping[str, Any]], ...]
-    """Positional and keyword arguments of each. They are checked and encoded afterwards."""
+    """Positional and keyword arguments of each, to look at. They are checked and encoded afterwards."""
     headers: Mapping[str, str | bytes]
     """Of each invocation; bytes where they are not UTF-8."""
 
@@ -97,16 +97,20 @@ class Middleware:
         """Around publishing: `delay`, a whole `map`, `event.publish`, and their async forms, in a thread then.
 
         `call_next` publishes, with the headers of what it is given, and returns the ids. It must be called, or an error
-        raised. Retries and dead letters are not published anew: they keep their headers.
+        raised; and again only after it has raised. Retries and dead letters are not published anew: they keep their
+        headers.
         """
         return call_next(publication)
 
     def run(self, invocation: Invocation, call_next: Callable[[Invocation], Any], /) -> Any:
-        """Around a run of a `def` task. `call_next` calls it with the arguments of what it is given."""
+        """Around a run of a `def` task. `call_next` calls it with the arguments of what it is given.
+
+        An attempt that does not call it is done, without having run the task: raise `Reject` to give it up instead.
+        """
         return call_next(invocation)
 
     async def arun(self, invocation: Invocation, call_next: Callable[[Invocation], Awaitable[Any]], /) -> Any:
-        """Around a run of an `async def` task. Must let cancellation through."""
+        """The same around a run of an `async def` task. Must await `call_next`, and let cancellation through."""
         return await call_next(invocation)
 
 

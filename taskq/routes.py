@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache
 from operator import itemgetter
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from msgspec.structs import replace
@@ -175,7 +176,7 @@ class WrappedRoute(Route):
         self._make = make
 
     def send(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
-        return self._publish(((args, kwargs),), lambda route: [Route.send(route, args, kwargs)])[0]
+        return self._publish(((args, MappingProxyType(kwargs)),), lambda route: [Route.send(route, args, kwargs)])[0]
 
     async def send_async(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Id:
         checkpoint, run_in_thread = async_tools()
@@ -187,7 +188,7 @@ class WrappedRoute(Route):
         collected = [_as_tuple(call) for call in calls]
         if not collected:
             return Route.send_many(self, ())
-        nothing: Mapping[str, Any] = {}
+        nothing: Mapping[str, Any] = MappingProxyType({})
         return self._publish(
             tuple((args, nothing) for args in collected), lambda route: Route.send_many(route, collected)
         )
@@ -197,9 +198,11 @@ class WrappedRoute(Route):
     ) -> list[Id]:
         """Have `send` called by the innermost middleware, with a route of the headers that came through."""
         idents: list[Id] = []
-        said = Publication(self._name, self._topic, calls, said_headers(self._headers))
+        said = Publication(self._name, self._topic, calls, MappingProxyType(said_headers(self._headers)))
 
         def publish(publication: Publication) -> tuple[str, ...]:
+            if idents:
+                raise TaskqError(f"publishing {said.name}: it is published, and a middleware called call_next again")
             if (publication.name, publication.topic) != (said.name, said.topic) or publication.calls is not said.calls:
                 raise ConfigError(f"publishing {said.name}: middleware may change its headers and nothing else")
             is_same = publication.headers is said.headers

@@ -12,7 +12,7 @@ import pytest
 from taskq import Invocation, Middleware, Publication, TaskQ
 from taskq.broker.port import Record, TopicPartition
 from taskq.context import running
-from taskq.errors import ArgumentsError, ConfigError, TaskqError
+from taskq.errors import ArgumentsError, BrokerUnavailable, ConfigError, TaskqError
 from taskq.routes import Route
 
 Publish = Callable[[Publication], tuple[str, ...]]
@@ -179,6 +179,69 @@ def test_only_headers_may_change(app: TaskQ) -> None:
             nothing = other.task(name="nothing")(lambda: None)
             with pytest.raises(ConfigError, match=message):
                 nothing.delay()
+
+
+class Stubborn(Middleware):
+    """Tries again what has failed, and what has not."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def publish(self, publication: Publication, call_next: Publish, /) -> tuple[str, ...]:
+        for _ in range(3):
+            try:
+                call_next(publication)
+            except BrokerUnavailable as error:
+                self.failed.append(str(error))
+        return ()
+
+
+@pytest.mark.parametrize("how", ["delay", "map"])
+def test_what_is_published_is_not_published_again(app: TaskQ, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubborn, send, send_many = Stubborn(), app.producer.send, app.producer.send_many
+
+    def fail_once(real: Callable[..., object], *args: object) -> object:
+        if not stubborn.failed:
+            raise BrokerUnavailable("gone")
+        return real(*args)
+
+    monkeypatch.setattr(app.producer, "send", partial(fail_once, send))
+    monkeypatch.setattr(app.producer, "send_many", partial(fail_once, send_many))
+    app.add_middleware(Tracing(), stubborn)
+
+    @app.task
+    def add(a: int) -> None: ...
+
+    with pytest.raises(TaskqError, match="it is published, and a middleware called call_next again"):
+        add.delay(1) if how == "delay" else add.map([(1,)])
+    assert stubborn.failed == ["gone"]
+    assert len(records(app)) == 1
+
+
+def test_what_is_to_be_published_is_there_to_look_at(app: TaskQ) -> None:
+    def change_argument(publication: Publication) -> None:
+        publication.calls[0][1]["b"] = 99  # type: ignore[index]
+
+    def change_header(publication: Publication) -> None:
+        publication.headers["trace"] = "x"  # type: ignore[index]
+
+    changes: list[Callable[[Publication], None]] = []
+
+    class Changing(Middleware):
+        def publish(self, publication: Publication, call_next: Publish, /) -> tuple[str, ...]:
+            changes[-1](publication)
+            return call_next(publication)
+
+    app.add_middleware(Changing())
+
+    @app.task
+    def add(a: int, b: int = 0) -> None: ...
+
+    for change in (change_argument, change_header):
+        changes.append(change)
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            add.delay(1, b=2)
+    assert records(app) == []
 
 
 def test_where_nobody_is_around_publishing_the_route_is_the_plain_one(app: TaskQ) -> None:

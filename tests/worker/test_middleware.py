@@ -8,7 +8,8 @@ from typing import Any
 import anyio.lowlevel
 
 from taskq import Invocation, Middleware, Reject, Retry, TaskQ, current
-from tests.worker.test_retries import dead_letters, told
+from tests.processes import wait_until
+from tests.worker.test_retries import dead_letters, executions, told
 from tests.working import wait_finished, working
 
 
@@ -66,6 +67,24 @@ def test_it_is_around_every_attempt_and_sees_errors(app: TaskQ, backend: str) ->
         f"{name} {what}" for name in ("loop", "thread") for what in ("1 raises no", "1 starts", "2 starts")
     ]
     assert dead_letters(app) == []
+
+
+def test_one_that_does_not_run_the_task_skips_it(app: TaskQ, backend: str) -> None:
+    class Skipping(Middleware):
+        def run(self, invocation: Invocation, call_next: Callable[[Invocation], Any], /) -> Any: ...
+
+    app.add_middleware(Skipping())
+    ran: list[int] = []
+
+    @app.task
+    def work() -> None:
+        ran.append(1)
+
+    with working(app, backend) as worker:
+        counts = executions(worker.metrics_snapshot, work.name)
+        work.delay()
+        wait_until(lambda: counts("done") == 1, "it counts as done")
+    assert ran == []
 
 
 def test_its_error_is_how_the_attempt_ended(app: TaskQ, backend: str) -> None:

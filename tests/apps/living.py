@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from taskq import Invocation, Middleware, TaskQ
 from tests.apps.lines import write
 
 app = TaskQ("living")
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
 
 class Around(Middleware):
@@ -37,6 +39,7 @@ async def resource(app: TaskQ) -> AsyncIterator[None]:
     if is_asked_to("fail"):
         raise RuntimeError("it is not to be had")
     write(f"open {os.getpid()}")
+    tenant.set("all")
     app.state.resource = anyio.Event()
 
     async def fail_when_asked() -> None:
@@ -61,6 +64,18 @@ async def use_async(number: int) -> None:
     app.state.resource.set()
     await app.state.resource.wait()
     write(f"uses {number} {os.getpid()} {app.state.resource.is_set()}")
+
+
+@app.task(topic="feed", group="feed", executor="process")
+def leave(number: int) -> None:
+    write(f"finds {tenant.get()}")
+    tenant.set("mine")
+
+
+@app.task(topic="feed", group="feed", executor="process")
+async def leave_async(number: int) -> None:
+    write(f"finds {tenant.get()}")
+    tenant.set("mine")
 
 
 @app.task(topic="feed", group="feed", executor="process")

@@ -47,6 +47,14 @@ def test_middleware_is_around_a_run_in_the_child(here: Bench) -> None:
     assert used[1] == "101"
 
 
+def test_invocations_in_a_child_find_its_context_variables_and_no_others(here: Bench) -> None:
+    for name in ("leave", "leave_async"):
+        here.task(name).map([(1,), (2,)])
+    with working(here.app, group="feed", concurrency=1) as worker:
+        wait_finished(worker)
+    assert [line for line in here.audited() if line.startswith("finds")] == ["finds all"] * 4
+
+
 def test_a_child_whose_lifespan_can_not_be_opened_is_not_started(
     here: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,9 @@
 """Runs `async def` tasks: a fixed crew of coroutines on the worker's event loop, asyncio's or trio's.
 
 One coroutine per runner for the worker's whole life, never one per invocation: starting one costs 15 to 30 us, a
-runner that takes the next item 0.2. A task that never waits would keep the loop to itself, so a runner that has been
-at it for YIELD_S lets the others have a turn.
+runner that takes the next item 0.2. Another is started only after an invocation that has left context variables behind,
+which nobody can take back for it. A task that never waits would keep the loop to itself, so a runner that has been at
+it for YIELD_S lets the others have a turn.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from importlib.util import find_spec
 from time import perf_counter
 
 import anyio
 import anyio.lowlevel
 
-from taskq.context import enter
+from taskq.context import Variables, enter
 from taskq.errors import TaskCancelled
 from taskq.worker.execution import NOT_RUN, refuse_not_run
 from taskq.worker.work import Feed, Item, enqueue
@@ -55,25 +57,30 @@ class AsyncCrew:
         self._idle: list[_Runner] = []  # changed on the event loop only
         self._is_waking = False
         self._call_soon: Callable[[Callable[[], None]], object] | None = None
-        self._scope: anyio.CancelScope | None = None
+        self._group: anyio.abc.TaskGroup | None = None
+        self._variables = Variables(copy_context())
         self._is_cancelled = False
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run until `cancel`."""
+        """Run until `cancel`. Invocations find the context variables that are set here."""
         self._call_soon = loop_caller()
-        async with anyio.create_task_group() as group:
-            self._scope = group.cancel_scope
+        self._variables = Variables(copy_context())
+        async with anyio.create_task_group() as self._group:
             for _ in range(self._size):
                 runner = _Runner()
                 self._runners.append(runner)
-                group.start_soon(self._run, runner)
+                self._start(runner)
             task_status.started()
+
+    def _start(self, runner: _Runner) -> None:
+        assert self._group is not None
+        self._variables.context.run(self._group.start_soon, self._run, runner)
 
     def cancel(self) -> None:
         """Stop everything, what runs included. On the event loop."""
         self._is_cancelled = True
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._group is not None:
+            self._group.cancel_scope.cancel()
 
     def submit(self, items: list[Item], at: int | None = None) -> None:
         enqueue(self.queue, items, at)
@@ -103,14 +110,18 @@ class AsyncCrew:
                 runner.scope.cancel()
 
     async def _run(self, runner: _Runner) -> None:
-        while True:
+        while not self._variables.are_others(copy_context()):
             runner.cancelled = None
             with anyio.CancelScope() as runner.scope:
                 await self._work(runner)
+        runner.item = None
+        if not self._is_ending():
+            self._start(runner)  # as another task, which has a context of its own
 
     async def _work(self, runner: _Runner) -> None:
-        """Run items until one of them is cancelled."""
+        """Run items until one of them is cancelled, or has left context variables behind."""
         queue, feed = self.queue, self._feed
+        size, has_own, are_others = self._variables.size, self._variables.has_own, self._variables.are_others
         take = queue.popleft
         yielded = perf_counter()
         while True:
@@ -142,6 +153,8 @@ class AsyncCrew:
                 return  # it was cancelled, and ended all the same
             if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
+            if len(copy_context()) > size or (has_own and are_others(copy_context())):
+                return
             if ended - yielded > YIELD_S:
                 await self._yield(runner)
                 yielded = perf_counter()

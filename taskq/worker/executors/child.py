@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Child:
                 self._references[call.task].find()
             task, run = self._found[call.task]
             policy = task.retry
-            self._run(task, run, call)
+            copy_context().run(self._run, task, run, call)
         except BaseException as error:
             return failed(policy, error)
         return DONE

@@ -6,11 +6,13 @@ one warm thread. Taking an item is one `popleft`, which is atomic, so the crew h
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
+from contextvars import Context, copy_context
 from time import perf_counter
 
-from taskq.context import enter
+from taskq.context import Variables, enter
 from taskq.worker.execution import NOT_RUN, refuse_not_run
 from taskq.worker.work import Feed, Item, enqueue
 
@@ -39,8 +41,11 @@ class ThreadCrew:
         self._started = 0
         self._idle: list[_Runner] = []
         self._is_stopping = False
+        self._variables = Variables(_off_the_loop())
 
     def start(self) -> None:
+        """Start all. Invocations find the context variables that are set here."""
+        self._variables = Variables(_off_the_loop())
         for _ in range(self._size):
             self._start_one()
 
@@ -85,7 +90,15 @@ class ThreadCrew:
                 break
 
     def _run(self, runner: _Runner) -> None:
+        is_to_end = False
+        while not is_to_end:
+            context = self._variables.context.copy()
+            is_to_end = context.run(self._work, runner, context)
+
+    def _work(self, runner: _Runner, context: Context) -> bool:
+        """Run items in `context` until one has left variables in it, or the runner is to end: True."""
         queue, feed = self.queue, self._feed
+        size, has_own, are_others = self._variables.size, self._variables.has_own, self._variables.are_others
         take = queue.popleft
         while True:
             try:
@@ -93,7 +106,7 @@ class ThreadCrew:
             except IndexError:
                 runner.item = None
                 if not self._wait(runner):
-                    return
+                    return True
                 continue
             job, envelope, record, work = item
             enter(item)
@@ -113,9 +126,11 @@ class ThreadCrew:
                 work.finish(record[0])
             if runner.is_replaced:
                 self._runners.remove(runner)
-                return
+                return True
             if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
+            if len(context) > size or (has_own and are_others(context)):
+                return False
 
     def _wait(self, runner: _Runner) -> bool:
         """Sleep until there may be something to do. False: the crew is to end."""
@@ -129,3 +144,13 @@ class ThreadCrew:
         else:
             runner.signal.acquire()
         return not self._is_stopping
+
+
+def _off_the_loop() -> Context:
+    """A copy of the context, in which sniffio, and so anyio, finds no event loop."""
+    context = copy_context()
+    if "sniffio" in sys.modules:
+        import sniffio
+
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context

@@ -124,9 +124,7 @@ def dead_topic(group: str) -> str:
 
 def check_not_a_groups_own(topics: Iterable[str], groups: Iterable[str]) -> None:
     """Raise ConfigError if tasks are on a topic that a group fills with what failed: it would go round and round."""
-    for topic in sorted(
-        set(topics).intersection(name(group) for group in groups for name in (retry_topic, dead_topic))
-    ):
+    for topic in sorted(set(topics).intersection(map(retry_topic, groups))):
         raise ConfigError(f"there are tasks on the topic {topic!r}, which is a group's own, for what has failed in it")
 
 

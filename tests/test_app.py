@@ -182,7 +182,7 @@ def test_without_group_and_topic_the_apps_defaults_count(tmp_path: Path) -> None
     assert app.topics("g") == ("g.retry", "t")
 
 
-@pytest.mark.parametrize("topic", ["feed.retry", "search.retry", "search.dead"])
+@pytest.mark.parametrize("topic", ["feed.retry", "search.retry"])
 def test_no_group_works_on_topics_for_what_has_failed(topic: str) -> None:
     with TaskQ("test", settings=load_settings(broker="memory:", default_topic=topic, environ={})) as app:
         app.task(group="feed")(add)

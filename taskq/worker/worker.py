@@ -29,6 +29,7 @@ from taskq.context import identify
 from taskq.errors import ConfigError
 from taskq.message import format_id
 from taskq.metrics import LOOP_BLOCKED_SECONDS, Sample, Snapshot, metrics
+from taskq.text import printable
 from taskq.worker.crews import Crews
 from taskq.worker.delays import Mover
 from taskq.worker.executors.async_ import backend_options, loop_caller
@@ -159,7 +160,7 @@ class Worker:
         """Runs in threads can't be stopped: say so, and let others go on in their place."""
         for item in self._execution.overdue(now):
             job, envelope, record, place = item
-            ident = format_id(identify(envelope, record, place.tp))
+            ident = printable(format_id(identify(envelope, record, place.tp)))
             _log.error(
                 "%s[%s] is over its timeout of %g s, and a thread can't be stopped: it goes on, and another has its "
                 "place. current.check() in the task would end it",

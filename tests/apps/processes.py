@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from uuid import UUID
@@ -49,6 +51,25 @@ def in_the_worker(number: int) -> None:
 @app.task(topic="feed", group="feed", executor="process")
 def note(number: int) -> None:
     write(f"{number} {os.getpid()}")
+
+
+@app.task(topic="feed", group="feed", executor="process", timeout=2_600_000)
+def take_a_month(number: int) -> None:
+    write(f"{number} {os.getpid()}")
+
+
+@app.task(topic="feed", group="feed", executor="process")
+def leave_a_thread(name: str) -> None:
+    """So that the child does not end by itself."""
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    stay(name)
+
+
+@app.task(topic="feed", group="feed", executor="process")
+def break_the_link() -> None:
+    link = socket.socket(fileno=os.dup(int(sys.argv[1])))
+    link.shutdown(socket.SHUT_RDWR)
+    link.close()
 
 
 @app.task(topic="feed", group="feed", executor="process")

@@ -66,8 +66,8 @@ class Reference(Struct, frozen=True, array_like=True):
 class Setup(Struct, frozen=True, array_like=True):
     """What a child is to be like: as the worker is."""
 
-    path: list[str]
-    """Where modules are looked for."""
+    path: list[bytes]
+    """Where modules are looked for. As bytes: names of folders need not be text."""
     modules: list[str]
     """Those to import, in this order."""
     tasks: list[Reference]
@@ -83,7 +83,7 @@ class Setup(Struct, frozen=True, array_like=True):
     ) -> Setup:
         """For children of this process. `modules` are what it imported to have `app`; there may be others."""
         return cls(
-            path=sys.path,
+            path=encode_path(sys.path),
             modules=list(dict.fromkeys([*modules, *(module_of(task.fn) for task in tasks)])),
             tasks=[Reference.to(task, app) for task in tasks],
             settings=plain_settings(app.settings),
@@ -120,6 +120,15 @@ class Failed(Struct, frozen=True, array_like=True, tag=True):
 
     verdict: Verdict
     traceback: str
+
+
+def encode_path(path: Sequence[object]) -> list[bytes]:
+    """Of `sys.path`: strings, also those that stand for bytes that are no text. Imports pass over all else."""
+    return [entry.encode(errors="surrogatepass") for entry in path if isinstance(entry, str)]
+
+
+def decode_path(path: Sequence[bytes]) -> list[str]:
+    return [entry.decode(errors="surrogatepass") for entry in path]
 
 
 def is_importable(task: Task[Any, Any]) -> bool:

@@ -9,8 +9,8 @@ reads the link and runs `def` tasks itself. It ends when there is nothing more t
 - when the lifeline ends, since the worker is gone, however suddenly: by the kernel where that can be asked to, since
   no thread of ours has its turn while C code keeps the interpreter for itself; by a thread otherwise
 
-SIGTERM and SIGINT are for the worker, though a service manager sends them to all its processes: it drains, and the
-child goes on. Processes that a task starts heed them as usual.
+SIGTERM, SIGINT and SIGHUP are for the worker, though a service manager sends them to all its processes: it drains, and
+the child goes on. Processes that a task starts heed them as usual.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from taskq.worker.executors import calls
 from taskq.worker.executors.async_ import backend_options
 from taskq.worker.executors.calls import Call, Done, Failed, Link, Setup, decode_call, decode_setup, encode
 from taskq.worker.retries import judge, traceback_of
+from taskq.worker.signals import stop_signals
 
 DONE = encode(Done())
 
@@ -61,7 +62,7 @@ class Child:
     """What has been set up. Making it raises whatever the app's modules do when they are imported."""
 
     def __init__(self, setup: Setup) -> None:
-        sys.path[:] = setup.path
+        sys.path[:] = calls.decode_path(setup.path)
         if setup.logs:
             log_to_stderr(setup.settings["log_level"], setup.settings["log_format"])
         for module in setup.modules:
@@ -90,11 +91,12 @@ class Child:
             await anyio.to_thread.run_sync(self._serve, link, abandon_on_cancel=True)
 
     def _serve(self, link: Link) -> None:
-        while (message := _next(link)) is not None:
-            answer = self._answer(decode_call(message))
-            if self._is_ending:
-                return
-            link.send(answer)
+        with suppress(OSError):  # the worker has let go of this child, or is gone
+            while (message := _next(link)) is not None:
+                answer = self._answer(decode_call(message))
+                if self._is_ending:
+                    return
+                link.send(answer)
 
     def _answer(self, call: Call) -> bytes:
         """Run a call; return what to say of it."""
@@ -185,9 +187,8 @@ def die_with(lifeline: int) -> None:
 
 
 def _leave_signals_to_the_worker(link: Link) -> None:
-    stopping = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in stopping}
-    for number in stopping:
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+    for number in before:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which programs that a task runs would inherit
 
     def be_another() -> None:
@@ -224,7 +225,8 @@ def main(link_fd: int, lifeline: int) -> int:
         anyio.run(child.serve, link, backend=setup.backend, backend_options=backend_options(setup.backend))
     except BaseException as error:
         if child is None or not child.is_ready:
-            link.send(failed(NO_RETRY, error))
+            with suppress(OSError):  # nobody listens any more
+                link.send(failed(NO_RETRY, error))
         else:
             _log.critical("the lifespan of the app failed in a child process: %s", error, exc_info=error)
         return 1

@@ -26,6 +26,9 @@ DIE_S_MAX = 1.0
 END_S_MAX = 5.0
 """How long a child may take to close what it has open, when it has nothing more to do."""
 
+_POLL_MS_MAX = 2**31 - 1
+"""As long as poll can wait at once."""
+
 COMMAND = (sys.executable, "-m", "taskq.worker.executors.child")
 
 
@@ -40,6 +43,8 @@ class Child:
         self.pid = process.pid
         self.idle_since = 0.0
         """When it last had something to do (monotonic)."""
+        self.has_run = False
+        """Whether it has answered a call."""
         self._process = process
         self._link = link
         self._pidfd = _open_pidfd(process.pid)
@@ -50,7 +55,8 @@ class Child:
             self._events.register(self._pidfd, select.POLLIN)
         self._burying = threading.Lock()
         self._is_buried = False
-        self._is_ending = False
+        self._ends_by: float | None = None
+        """When what is to end by itself must have (monotonic)."""
         _children.add(self)
 
     @classmethod
@@ -82,8 +88,8 @@ class Child:
         except OSError as error:
             raise Unheard from error
         while (answer := self._link.take()) is None:
-            left_ms = None if timeout_s is None else max(0, math.ceil((until - time.monotonic()) * 1000))
-            ready = [fd for fd, _ in self._events.poll(left_ms)]
+            left_ms = (until - time.monotonic()) * 1000
+            ready = [fd for fd, _ in self._events.poll(math.ceil(max(0.0, min(left_ms, _POLL_MS_MAX))))]
             if not ready and time.monotonic() >= until:
                 raise TimeoutError
             if ready and (self._link.fileno() not in ready or not self._read()):
@@ -111,13 +117,14 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     def hang_up(self) -> None:
-        """Let it end by itself: it has nothing more to do. Then bury it."""
-        self._is_ending = True
+        """Let it end by itself: it has nothing more to do. Then bury it: it has END_S_MAX from now."""
+        self._ends_by = time.monotonic() + END_S_MAX
         self._link.close()
 
     def bury(self) -> str:
         """Wait for its end, killing it if that takes long, and then what is left of its group. How it ended."""
-        has_ended = self._has_ended(END_S_MAX if self._is_ending else DIE_S_MAX)
+        within_s = DIE_S_MAX if self._ends_by is None else max(0.0, self._ends_by - time.monotonic())
+        has_ended = self._has_ended(within_s)
         with self._burying:
             self._kill()
             code = self._process.wait()

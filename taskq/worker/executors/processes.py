@@ -31,7 +31,7 @@ from taskq.worker.execution import over_time, refuse_late
 from taskq.worker.executors.calls import Call, Failed, Setup, decode_answer, encode
 from taskq.worker.executors.children import END_S_MAX, Child, Unheard
 from taskq.worker.executors.threads import ThreadCrew
-from taskq.worker.retries import Abandoned, RemoteError, SuspectDied
+from taskq.worker.retries import Abandoned, Expired, RemoteError, SuspectDied
 from taskq.worker.work import Feed, Item
 
 IDLE_S = 60.0
@@ -81,6 +81,8 @@ class _Run:
     item: Item
     child: Child | None = None
     is_cancelled: bool = False
+    pause_s: float = PAUSE_S_MIN
+    """How long to wait when no child can be had for it the next time."""
 
 
 class ProcessPool:
@@ -101,10 +103,15 @@ class ProcessPool:
         """By id of the item."""
         self._idle: list[Child] = []
         """The one used last is the last, and the next to be used: those that are not needed grow old."""
+        self._ending: list[Child] = []
+        """What was idle when the pool was closed, and ends by itself."""
         self._is_closed = False
+        self._is_urgent = False
         self._looker: threading.Thread | None = None
         self.error: str | None = None
         """Why a child could not be started, the last time it was tried."""
+        self._died_early = False
+        """Whether the last one that was to run something for the first time died instead."""
 
     # -- running
 
@@ -142,18 +149,27 @@ class ProcessPool:
         """Have a child run it; return what that says of it. None: it was dying just then, and has not begun."""
         child = self._take(run)
         try:
+            refuse_late(run.item)  # it may have waited for long
+        except Expired:
+            self._give_back(run, child)
+            raise
+        try:
             answer = child.ask(message, run.item[0].task.declared.timeout)
         except TimeoutError:
             child.kill()
             self._drop(run, child)
             raise over_time(run.item) from None
         except Unheard:
-            self._tell_dead(child.pid, self._drop(run, child))
+            self._replace(run, child)
             return None
         except EOFError:
             how = self._drop(run, child)
             self._check(run)
             raise (SuspectDied(how) if is_suspect else ProcessDied(f"the process that ran it {how}")) from None
+        except BaseException:
+            self._kill(run, child)
+            raise
+        child.has_run = True
         self._give_back(run, child)
         return answer
 
@@ -207,10 +223,14 @@ class ProcessPool:
                 child = run.child = self._idle.pop() if self._idle else None
                 self._starting += child is None
             if child is None:
-                return self._start_one(run)
-            if child.is_well():
+                child = self._start(run)
+                if child is not None:
+                    return child
+                refuse_late(run.item)
+            elif child.is_well():
                 return child
-            self._tell_dead(child.pid, self._drop(run, child))
+            else:
+                self._replace(run, child)
 
     def _may_go_on(self, run: _Run) -> bool:
         return bool(self._idle) or self._starting < STARTING_MAX or run.is_cancelled or self._is_closed
@@ -218,6 +238,8 @@ class ProcessPool:
     def _give_back(self, run: _Run, child: Child) -> None:
         with self._changed:
             run.child = None
+            if child.has_run:
+                self._died_early, self.error = False, None
             is_kept = not run.is_cancelled and not self._is_closed
             if is_kept:
                 child.idle_since = time.monotonic()
@@ -236,48 +258,66 @@ class ProcessPool:
             run.child = None
         return child.bury()
 
-    def _start_one(self, run: _Run) -> Child:
+    def _kill(self, run: _Run, child: Child) -> None:
+        child.kill()
+        self._drop(run, child)
+
+    def _replace(self, run: _Run, child: Child) -> None:
+        """Bury a child that has died before it could run something."""
+        how = self._drop(run, child)
+        if child.has_run:
+            self._tell_dead(child.pid, how)
+        else:  # so may the next one, and the one after that
+            self._died_early = True
+            self._pause(run, f"child process {child.pid} {how} before it had run anything")
+
+    def _start(self, run: _Run) -> Child | None:
+        """A new child that is ready. None: there is none, and the time until it is to be tried again has passed, or
+        another has come free."""
         try:
-            return self._start(run)
+            started = self._try_start(run)
+            if isinstance(started, Child):
+                with self._changed:
+                    if not self._died_early:
+                        self.error = None
+                return started
+            self._pause(run, f"no child process can be started: {started}")
+            return None
         finally:
             with self._free:
                 self._starting -= 1
                 self._free.notify_all()
 
-    def _start(self, run: _Run) -> Child:
-        pause_s = PAUSE_S_MIN
-        while True:
-            started = self._try_start(run)
-            with self._changed:
-                if isinstance(started, Child):
-                    self.error = None
-                    return started
-                self._check(run)
-                why = f"no child process can be started: {started}"
-                _log.error("%s; again in %.1f s", why, pause_s)
-                self.error = why
-                self._changed.wait(pause_s)
-                self._check(run)
-            pause_s = min(pause_s * 2, PAUSE_S_MAX)
+    def _pause(self, run: _Run, why: str) -> None:
+        """Tell why there is no child, and wait before the next is started."""
+        with self._free:
+            self._check(run)
+            _log.error("%s; again in %.1f s", why, run.pause_s)
+            self.error = why
+            self._free.wait_for(lambda: self._idle or run.is_cancelled or self._is_closed, run.pause_s)
+        run.pause_s = min(run.pause_s * 2, PAUSE_S_MAX)
 
     def _try_start(self, run: _Run) -> Child | str:
         """A new child that is ready, or why there is none."""
         try:
+            setup = encode(self._setup())
             child = Child.start()
-        except OSError as error:
-            return str(error)
+        except Exception as error:
+            return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         with self._changed:
             run.child = child
             if run.is_cancelled or self._is_closed:
                 child.kill()
         try:
-            told = decode_answer(child.ask(encode(self._setup()), START_S_MAX))
+            told = decode_answer(child.ask(setup, START_S_MAX))
         except TimeoutError:
-            child.kill()
-            self._drop(run, child)
+            self._kill(run, child)
             return f"it was not ready within {START_S_MAX:g} s"
         except (EOFError, Unheard):
             return f"it {self._drop(run, child)} before it was ready"
+        except BaseException:
+            self._kill(run, child)
+            raise
         if not isinstance(told, Failed):
             return child
         self._drop(run, child)
@@ -308,14 +348,24 @@ class ProcessPool:
         with self._changed:
             self._is_closed = True
             idle, self._idle = self._idle, []
+            self._ending += idle
             for run in self._runs.values():
                 if run.child is not None:
                     run.child.kill()
             self._changed.notify_all()
             self._free.notify_all()
+        if self._is_urgent:
+            self.hurry()
         _end(idle)
         with self._changed:
             self._changed.wait_for(lambda: not self._runs, END_S_MAX)
+
+    def hurry(self) -> None:
+        """When it is closed, or since it is: give what is idle no time to end by itself. From any thread, and from
+        signal handlers."""
+        self._is_urgent = True
+        for child in self._ending:
+            child.kill()
 
 
 def _end(children: Sequence[Child]) -> None:

@@ -9,7 +9,9 @@ With `awaits_change`, for `--reload`, `restart` has all workers drain, for at mo
 by itself with an error is not started again before that: the code is as it is, and somebody is editing it.
 
 The first SIGTERM or SIGINT drains: it is passed on, nothing is started again, and the supervisor ends when the last
-worker has. The second stops at once: it is passed on, and what is still there a second later is killed. A worker that
+worker has. The second, unless it comes so soon that it is an echo (signals.py), stops at once: workers are told by a
+signal, and on their links too, since they might take that for an echo themselves; what is still there two seconds later
+is killed. A worker that
 is killed can't give its partitions up in order, and the next one takes them for those of a worker that died; so none
 is while it may still be draining: what its app says of the time that takes, it tells us itself. Workers are in
 process groups of their own, so that Ctrl-C in a terminal reaches them once and not twice. If the supervisor itself
@@ -36,8 +38,10 @@ from types import FrameType
 from attrs import define, field
 
 from taskq.metrics import Snapshot, merge, without_gauges
+from taskq.worker.executors.children import how
 from taskq.worker.http import Health
 from taskq.worker.link import EXIT_RECYCLE, Child, Report
+from taskq.worker.signals import Ear, stop_signals
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +53,15 @@ LIVED_SECONDS_MIN = 10.0
 ANSWER_SECONDS_MAX = 1.0
 """How long a scrape waits for the workers' answers, all together."""
 
-STOP_SECONDS_MAX = 1.0
-"""How long a worker has to stop at once before it is killed."""
+LISTEN_SECONDS_MAX = 0.1
+"""How long to wait for one who asks workers, before looking again for signals."""
+
+STOP_SECONDS_MAX = 2.0
+"""How long a worker has to stop at once before it is killed: a second more than it gives itself (ending.py)."""
 
 LATE_SECONDS_MAX = 5.0
-"""How long after the time to drain is over a worker may take to end."""
+"""How long after the time to drain is over a worker may take to end. It has as long, both together, from when it has
+drained by itself, to be replaced: for its lifespan."""
 
 RELOAD_SECONDS_MAX = 3.0
 """How long a worker may drain that is to run other code."""
@@ -75,6 +83,8 @@ class _Slot:
     """When to tell it to stop at once."""
     kill_at: float = float("inf")
     is_restarting: bool = False
+    sources: tuple[str, ...] = ()
+    """What the last one to end had imported."""
 
 
 @define(eq=False)
@@ -105,7 +115,7 @@ class Supervisor:
     def run(self) -> int:
         """Keep the workers running until a signal says to stop; return the exit code."""
         self._slots = [_Slot(number) for number in range(self.processes)]
-        with _waker(self._on_signal) as (wait, self._wake):
+        with _waker(Ear(self._on_signal).hear) as (wait, self._wake):
             passed_on = 0
             while True:
                 self._bury()
@@ -118,7 +128,8 @@ class Supervisor:
                     self._restart(self._changes.popleft())
                 self._stop_late()
                 self._start_due()
-                wait(self._next_deadline())
+                if wait(self._next_deadline(), self._links()):
+                    self._listen()
 
     def restart(self, why: str) -> None:
         """Have all workers end and start again, those that wait for that too."""
@@ -128,7 +139,7 @@ class Supervisor:
     def sources(self) -> set[str]:
         """The files of Python that workers have imported."""
         with self._lock:
-            return {file for _, report in self._ask() if report for file in report.sources}
+            return {file for slot, report in self._ask() for file in (report.sources if report else slot.sources)}
 
     def metrics_snapshot(self) -> Snapshot:
         """The metrics of all workers, those that have ended included."""
@@ -199,6 +210,7 @@ class Supervisor:
             with self._lock:
                 last = slot.link.drain() if slot.link else None
                 slot.link = None
+                slot.sources = last.sources if last else ()
                 if last is not None:
                     self._gone = merge([self._gone, without_gauges(last.metrics)])
             ended = _ended(slot, slot.process.pid, code)
@@ -259,7 +271,7 @@ class Supervisor:
         for slot in running:
             wait = STOP_SECONDS_MAX if signals > 1 else self._drain_timeout(slot) + LATE_SECONDS_MAX
             slot.kill_at = min(slot.kill_at, time.monotonic() + wait)
-            self._terminate(slot)
+            self._terminate(slot, at_once=signals > 1)
 
     def _drain_timeout(self, slot: _Slot) -> float:
         with self._lock:
@@ -289,10 +301,11 @@ class Supervisor:
                 slot.process.kill()
             elif now >= slot.stop_at:
                 slot.stop_at, slot.kill_at = float("inf"), min(slot.kill_at, now + STOP_SECONDS_MAX)
-                self._terminate(slot)
+                self._terminate(slot, at_once=True)
 
-    @staticmethod
-    def _terminate(slot: _Slot) -> None:
+    def _terminate(self, slot: _Slot, *, at_once: bool = False) -> None:
+        if at_once and slot.link is not None:
+            slot.link.stop()
         if slot.process is not None:
             slot.process.terminate()
 
@@ -301,7 +314,23 @@ class Supervisor:
         starts = [slot.start_at for slot in self._slots if slot.process is None and not self._signals]
         return min([*starts, *(min(slot.stop_at, slot.kill_at) for slot in there)], default=float("inf"))
 
-    # --- asking
+    # --- listening and asking
+
+    def _links(self) -> list[Child]:
+        return [slot.link for slot in self._slots if slot.link is not None and slot.link.is_open]
+
+    def _listen(self) -> None:
+        """Read what workers say unasked: however much that is, none waits for us in order to end."""
+        if not self._lock.acquire(timeout=LISTEN_SECONDS_MAX):  # somebody asks, and reads
+            return
+        try:
+            reports = [(slot, slot.link.newest()) for slot in self._slots if slot.link is not None]
+        finally:
+            self._lock.release()
+        for slot, report in reports:
+            if report is not None and report.is_drained:
+                wait = max(self.drain_timeout_s, report.drain_timeout_s) + LATE_SECONDS_MAX
+                slot.kill_at = min(slot.kill_at, time.monotonic() + wait)
 
     def _ask(self) -> Iterator[tuple[_Slot, Report | None]]:
         """Every slot with its worker's answer, or None. Asks all before it waits for any. Needs the lock."""
@@ -318,14 +347,13 @@ def _prefixed(slot: _Slot, why: str) -> str:
 
 
 def _ended(slot: _Slot, pid: int, code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"worker {slot.number} (process {pid}) {how}"
+    return f"worker {slot.number} (process {pid}) {how(code)}"
 
 
 @contextlib.contextmanager
-def _waker(on_stop: Callable[[], None]) -> Generator[tuple[Callable[[float], None], Callable[[], None]]]:
-    """Handle signals; give two functions: one waits for a signal, or until a deadline (of time.monotonic), and the
-    other ends that wait, from any thread."""
+def _waker(on_stop: Callable[[], None]) -> Generator[tuple[Callable[[float, list[Child]], bool], Callable[[], None]]]:
+    """Handle signals; give two functions: one waits for a signal, for what is said on a link (it returns whether
+    anything was), or until a deadline (of time.monotonic); the other ends that wait, from any thread."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
@@ -334,21 +362,26 @@ def _waker(on_stop: Callable[[], None]) -> Generator[tuple[Callable[[float], Non
         if number != signal.SIGCHLD:
             on_stop()
 
-    def wait(deadline: float) -> None:
+    def wait(deadline: float, links: list[Child]) -> bool:
         timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-        if selector.select(timeout):
+        with selectors.DefaultSelector() as selector:
+            selector.register(reader, selectors.EVENT_READ)
+            for link in links:
+                selector.register(link, selectors.EVENT_READ)
+            ready = [key.fileobj for key, _ in selector.select(timeout)]
+        if reader in ready:
             with contextlib.suppress(BlockingIOError):
                 reader.recv(4096)
+        return any(one is not reader for one in ready)
 
     def wake() -> None:
         with contextlib.suppress(OSError):  # full, so that it is awake; or closed, since it has ended
             writer.send(b"\0")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+    before = {number: signal.signal(number, handle) for number in (*stop_signals(), signal.SIGCHLD)}
     fd_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
-        with reader, writer, selectors.DefaultSelector() as selector:
-            selector.register(reader, selectors.EVENT_READ)
+        with reader, writer:
             yield wait, wake
     finally:
         signal.set_wakeup_fd(fd_before)

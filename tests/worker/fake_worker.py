@@ -29,14 +29,24 @@ def end_with(parent: int) -> None:
     os._exit(3)
 
 
-def main(fd: int, behaviour: set[str]) -> int:
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+def end_early(fd: int, behaviour: set[str]) -> int | None:
+    """What to end with before it is any more than started."""
     for exit_code in (0, 1, 2, EXIT_RECYCLE):
         if f"exit-{exit_code}" in behaviour:
             if exit_code == EXIT_RECYCLE:
                 Parent(fd, lambda: Report({}, (), (), why="it is full"), lambda: None).tell()
-            say("started")
+            elif "tells" in behaviour:
+                Parent(fd, lambda: Report({}, (), (), sources=("/code/broken.py",)), lambda: None).tell()
             return exit_code
+    return None
+
+
+def main(fd: int, behaviour: set[str]) -> int:
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    exit_code = end_early(fd, behaviour)
+    if exit_code is not None:
+        say("started")
+        return exit_code
     metrics = Metrics()
     metrics.commits.labels("feed").inc(100)
     metrics.add_source(lambda: [Sample(BACKLOG, ("feed", "posts", "0"), 7)])
@@ -47,11 +57,20 @@ def main(fd: int, behaviour: set[str]) -> int:
         if "mute" in behaviour:
             hang.wait()
         ready = ("no partition is held",) if "not-ready" in behaviour else ()
-        return Report(metrics.snapshot(), (), ready, 60.0 if "slow" in behaviour else 0.0, sources=("/code/shop.py",))
+        drain_timeout_s = 60.0 if "slow" in behaviour else 0.0
+        sources = ("/code/shop.py",) * (200_000 if "wordy" in behaviour else 1)
+        return Report(
+            metrics.snapshot(), (), ready, drain_timeout_s, is_drained="lingering" in behaviour, sources=sources
+        )
 
     def on_signal(number: int, frame: object) -> None:
         say(signal.Signals(number).name)
-        if "stubborn" not in behaviour:
+        if not behaviour & {"stubborn", "deaf"}:
+            stopped.set()
+
+    def on_stop() -> None:
+        say("at-once")
+        if "deaf" in behaviour:
             stopped.set()
 
     def on_gone() -> None:
@@ -60,7 +79,7 @@ def main(fd: int, behaviour: set[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
-    link = Parent(fd, report, on_gone)
+    link = Parent(fd, report, on_gone, on_stop)
     if "mute" not in behaviour:
         link.tell()
     say("started")

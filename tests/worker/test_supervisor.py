@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.processes import wait_until
+from tests.worker.test_signals import wait_out_the_echo
 
 RUN = Path(__file__).with_name("run_supervisor.py")
 SECONDS_MAX = 30.0
@@ -125,7 +126,21 @@ def test_a_killed_worker_is_replaced(supervise: Supervise):
     running.process.terminate()
     code, logged = running.ends()
     assert code == 0
-    assert f"(process {first[0]}) was killed by SIGKILL; the next starts in 0.1 s" in logged
+    assert (
+        f"(process {first[0]}) was killed by SIGKILL (by the system, if memory ran out); the next starts in" in logged
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no real-time signals")
+def test_one_that_was_killed_by_a_signal_without_a_name_is_replaced(supervise: Supervise):
+    running = supervise(1)
+    (first,) = running.heard("started")
+    os.kill(first, 40)
+    running.heard("started", 2)
+    running.process.terminate()
+    code, logged = running.ends()
+    assert code == 0
+    assert "was killed by signal 40; the next starts in 0.1 s" in logged
 
 
 def test_a_worker_that_cannot_start_is_tried_again_less_and_less_often(supervise: Supervise):
@@ -150,11 +165,45 @@ def test_the_second_signal_stops_even_stubborn_workers(supervise: Supervise):
     workers = running.heard("started", 2)
     running.process.terminate()
     running.heard("SIGTERM", 2)
+    wait_out_the_echo()
     running.process.terminate()
     code, logged = running.ends()
     assert code == 1
     assert logged.count("did not stop; killing it") == 2
     assert not any(map(alive, workers))
+
+
+def test_an_echo_of_the_first_signal_is_no_second_one(supervise: Supervise):
+    running = supervise(2, "slow")
+    running.heard("started", 2)
+    running.process.send_signal(signal.SIGTERM)
+    running.process.send_signal(signal.SIGINT)
+    code, logged = running.ends()
+    assert code == 0
+    assert "draining 2 workers" in logged
+    assert "stopping" not in logged
+    assert "did not stop" not in logged
+
+
+def test_workers_are_told_of_the_second_signal_by_more_than_a_signal(supervise: Supervise):
+    """Which they may take for an echo."""
+    running = supervise(2, "deaf")
+    running.heard("started", 2)
+    running.process.terminate()
+    running.heard("SIGTERM", 2)
+    wait_out_the_echo()
+    running.process.terminate()
+    code, logged = running.ends()
+    running.heard("at-once", 2)
+    assert code == 0
+    assert "did not stop" not in logged
+
+
+def test_a_worker_that_has_drained_by_itself_but_does_not_end_is_killed(supervise: Supervise):
+    running = supervise(1, "stubborn", "impatient", "lingering")
+    (first,) = running.heard("started")
+    running.heard("started", 2)
+    assert not alive(first)
 
 
 def test_a_worker_that_does_not_drain_in_time_is_killed(supervise: Supervise):
@@ -194,6 +243,15 @@ def test_counts_do_not_fall_when_a_worker_dies(supervise: Supervise):
 def test_a_worker_that_ends_in_order_tells_its_last_counts(supervise: Supervise):
     running = supervise(1)
     (worker,) = running.heard("started")
+    os.kill(worker, signal.SIGTERM)
+    running.heard("started", 2)
+    assert running.metric("taskq_commits_total") == 201
+
+
+def test_a_last_report_is_heard_however_long_it_is(supervise: Supervise):
+    running = supervise(1, "wordy")
+    (worker,) = running.heard("started")
+    assert running.metric("taskq_commits_total") == 100
     os.kill(worker, signal.SIGTERM)
     running.heard("started", 2)
     assert running.metric("taskq_commits_total") == 201
@@ -264,6 +322,13 @@ def test_one_that_fails_waits_for_a_change(supervise: Supervise, behaviour: str)
     code, logged = running.ends()
     assert code == 0
     assert "the next starts when a file has changed" in logged
+
+
+def test_of_one_that_failed_it_is_known_what_it_imported(supervise: Supervise):
+    running = supervise(1, "awaits-change", "exit-1", "tells")
+    (first,) = running.heard("started")
+    wait_until(lambda: not alive(first), "the supervisor knows of its end")
+    assert running.change("again") == "['/code/broken.py']"
 
 
 def test_one_that_does_not_drain_for_a_change_is_stopped(supervise: Supervise):

@@ -16,10 +16,11 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 from typing import Self
 
 from attrs import define, field
@@ -44,19 +45,39 @@ _NEVER = frozenset({"__pycache__", "node_modules", "site-packages"})
 _log = logging.getLogger("taskq.worker")
 
 
-def imported_sources() -> tuple[str, ...]:
-    """The files that this process has imported and that a person may be editing: nothing that was installed."""
+def imported_sources(error: BaseException | None = None) -> tuple[str, ...]:
+    """The files that this process has imported and that a person may be editing: nothing that was installed.
+
+    Those, too, that could not be imported, for `error` or what it was raised for.
+    """
     installed = {
         Path(path).resolve() for name, path in sysconfig.get_paths().items() if name.endswith(("lib", "purelib"))
     }
     found = set()
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
+    for file in [*_files_of_modules(), *_files_of(error)]:
         if isinstance(file, str) and file.endswith(".py"):
             path = Path(file).resolve()
             if "site-packages" not in path.parts and not any(path.is_relative_to(folder) for folder in installed):
                 found.add(str(path))
     return tuple(sorted(found))
+
+
+def _files_of_modules() -> Iterator[object]:
+    for module in list(sys.modules.values()):
+        with suppress(Exception):  # a module may do anything when it is looked at
+            yield getattr(module, "__file__", None)
+
+
+def _files_of(error: BaseException | None) -> Iterator[object]:
+    """Where it was raised, and what could not be compiled."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, SyntaxError):
+            yield error.filename
+        for frame, _ in walk_tb(error.__traceback__):
+            yield frame.f_code.co_filename
+        error = error.__cause__ or error.__context__
 
 
 def matters(path: str, here: Path, sources: Collection[str]) -> bool:
@@ -93,7 +114,7 @@ class Watcher:
 
     here: Path
     sources: Callable[[], set[str]]
-    """The files that workers have imported; none while there are none."""
+    """The files that workers have imported, or could not; none while there are none."""
     changed: Callable[[str], object]
 
     _known: set[str] = field(init=False, factory=set)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -53,6 +55,29 @@ def test_sources_are_what_is_imported_and_not_installed():
     assert str(Path(reload.__file__).resolve()) in sources
     for installed in (pytest, sys.modules["logging"], sys.modules["asyncio"]):
         assert str(Path(str(installed.__file__)).resolve()) not in sources
+
+
+class Odd(ModuleType):
+    def __getattr__(self, name: str) -> str:
+        raise ImportError(f"install the extra to have {name}")
+
+
+def test_a_module_that_can_not_be_looked_at_is_passed_over(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "odd", Odd("odd"))
+    del sys.modules["odd"].__dict__["__loader__"]
+    assert str(Path(__file__).resolve()) in imported_sources()
+
+
+def test_sources_are_what_could_not_be_imported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "says_what_is_wrong.py").write_text("def broken(:\n")
+    (tmp_path / "imports_it.py").write_text(
+        "try:\n import says_what_is_wrong\nexcept SyntaxError:\n raise ValueError('not today')\n"
+    )
+    with pytest.raises(ValueError, match="not today") as raised:
+        importlib.import_module("imports_it")
+    found = set(imported_sources(raised.value)) - set(imported_sources())
+    assert {Path(file).name for file in found} == {"says_what_is_wrong.py", "imports_it.py"}
 
 
 def test_without_watchfiles_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

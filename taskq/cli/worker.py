@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ class WorkerArguments:
 def command(ctx: click.Context, /, **arguments: Any) -> None:
     """Run the invocations of a group.
 
-    Ctrl-C or SIGTERM drains: what runs may end, nothing new is started. A second one stops at once.
+    Ctrl-C, SIGTERM or SIGHUP drains: what runs may end, nothing new is started. A second one stops at once.
     """
     from taskq.cli.limits import raise_file_limit
     from taskq.config import load_settings
@@ -141,7 +142,12 @@ def _work(given: WorkerArguments, settings: Settings) -> int:
     from taskq.errors import ConfigError
     from taskq.worker import Worker, WorkerOptions
 
-    app = find_app(settings, **given.overrides())
+    try:
+        app = find_app(settings, **given.overrides())
+    except BaseException as error:
+        _tell_sources(given, error)
+        raise
+    worker = None
     try:
         if given.child_fd is None and (app.settings.max_rss or app.settings.max_invocations):
             raise ConfigError(
@@ -156,7 +162,17 @@ def _work(given: WorkerArguments, settings: Settings) -> int:
         worker.recycle_at(app.settings.max_rss, app.settings.max_invocations)
         return _work_as_child(worker, lines, given, given.child_fd)
     finally:
-        app.close()
+        _close(worker, app.close)
+
+
+def _tell_sources(given: WorkerArguments, error: BaseException) -> None:
+    """Say which files could not be imported, so that their mending is seen."""
+    from taskq.worker.link import Parent, Report
+    from taskq.worker.reload import imported_sources
+
+    if given.reload and given.child_fd is not None:
+        report = Report({}, (), (), sources=imported_sources(error))
+        Parent(given.child_fd, lambda: report, lambda: None).tell()
 
 
 def _move(given: WorkerArguments, settings: Settings) -> int:
@@ -164,13 +180,25 @@ def _move(given: WorkerArguments, settings: Settings) -> int:
     from taskq.worker.moving import DelaysWorker
 
     broker = connect(settings)
+    worker = None
     try:
         worker = DelaysWorker(broker)
         if given.child_fd is None:
             return _work_alone(worker, worker.describe(), settings, with_metrics=given.metrics)
         return _work_as_child(worker, worker.describe(), given, given.child_fd)
     finally:
-        broker.close()
+        _close(worker, broker.close)
+
+
+def _close(worker: Worker | DelaysWorker | None, close: Callable[[], None]) -> None:
+    """Close a broker, when all else has ended. Then there is nothing to wait for any more."""
+    from taskq.worker.ending import LEAVE_S_MAX, SYNC_S_MAX
+
+    if worker is not None:
+        worker.ending.within(SYNC_S_MAX)
+    close()
+    if worker is not None:
+        worker.ending.within(LEAVE_S_MAX)
 
 
 def _work_alone(
@@ -185,6 +213,7 @@ def _work_alone(
     try:
         with worker.catching_signals():
             introduce(lines, page.url if page else "not served")
+            worker.ending.start(worker.exit_code, lambda: None)
             return worker.run()
     finally:
         if page:
@@ -202,14 +231,16 @@ def _work_as_child(worker: Worker | DelaysWorker, lines: list[tuple[str, str]], 
             worker.ready().reasons,
             worker.drain_timeout_s,
             worker.why_recycled,
-            imported_sources() if given.reload else (),
+            is_drained=worker.has_drained(),
+            sources=imported_sources() if given.reload else (),
         )
 
     with worker.catching_signals():
         if given.introduce:
             introduce(lines, "as the supervisor says")
-        link = Parent(fd, report, worker.drain)
+        link = Parent(fd, report, worker.drain, worker.stop_now)
         link.tell()
+        worker.ending.start(worker.exit_code, link.tell)
         try:
             return worker.run()
         finally:

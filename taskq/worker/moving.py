@@ -12,11 +12,13 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from queue import SimpleQueue
 
 from taskq.broker.port import Broker
 from taskq.ladder import TOPICS
 from taskq.metrics import WORKER_INFO, Sample, Snapshot, metrics
 from taskq.worker.delays import GROUP, Mover
+from taskq.worker.ending import CLOSE_S_MAX, LEAVE_S_MAX, Ending
 from taskq.worker.http import Health
 from taskq.worker.signals import catching_signals
 from taskq.worker.worker import SILENT_S_MAX
@@ -34,23 +36,35 @@ class DelaysWorker:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._mover = Mover(broker)
-        self._stops = threading.Event()
+        self.ending = Ending()
+        """See `Worker.ending`."""
+        self._stops = 0
         self._is_done = threading.Event()
+        self._over: SimpleQueue[None] = SimpleQueue()
+        """What `run` waits for. Its `put` is reentrant: a signal handler's may come in the middle of that."""
         self._error: BaseException | None = None
 
     def run(self) -> int:
-        """Move until stopped; return the exit code: 0, or 1 if it had to give up."""
+        """Move until stopped; return the exit code: 0, or 1 if it had to give up or was stopped at once."""
         metrics.add_source(self._samples)
         # In a thread, so that the main one hears signals while the broker blocks.
         mover = threading.Thread(target=self._move, name="taskq-delays", daemon=True)
         try:
             mover.start()
-            self._is_done.wait()
+            self._over.get()
         finally:
+            self.ending.within(LEAVE_S_MAX)
             metrics.remove_source(self._samples)
         if self._error is not None:
             _log.critical("the mover of delayed invocations gives up: %s", self._error, exc_info=self._error)
-        return 0 if self._error is None else 1
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        """What `run` returns, once it has ended."""
+        return 1 if self._error is not None or self._stops > 1 or not self.has_drained() else 0
+
+    def has_drained(self) -> bool:
+        return self._is_done.is_set()
 
     def _move(self) -> None:
         try:
@@ -59,19 +73,35 @@ class DelaysWorker:
             self._error = error
         finally:
             self._is_done.set()
+            self._over.put(None)
 
     @contextmanager
     def catching_signals(self) -> Generator[None]:
-        """Inside this, SIGTERM and SIGINT mean `drain`."""
-        with catching_signals(self.drain):
+        """Inside this, SIGTERM, SIGINT and SIGHUP mean `stop`."""
+        with catching_signals(self.stop):
             yield
 
-    def drain(self) -> None:
-        """Stop. What was moved is committed; a second call changes nothing. From any thread."""
-        if not self._stops.is_set():
-            self._stops.set()
+    def stop(self) -> None:
+        """Stop; what was moved is committed. The second call stops at once, and waits for no broker. From any
+        thread."""
+        self._stops += 1
+        if self._stops == 1:
             _log.info("stopping")
             self._mover.stop()
+            self.ending.within(CLOSE_S_MAX)
+        else:
+            self.ending.at_once()
+            self._over.put(None)
+
+    def stop_now(self) -> None:
+        """`stop` as if it had been called before. From any thread."""
+        self._stops = max(self._stops, 1)
+        self.stop()
+
+    def drain(self) -> None:
+        """`stop`, unless it was told to already. From any thread."""
+        if not self._stops:
+            self.stop()
 
     def describe(self) -> list[tuple[str, str]]:
         """Who this is, in headed lines."""
@@ -100,6 +130,6 @@ class DelaysWorker:
             reasons.append("it has not joined its group yet")
         elif silent_s > SILENT_S_MAX:
             reasons.append(f"the broker has not answered for {silent_s:.0f} s")
-        if self._stops.is_set():
+        if self._stops:
             reasons.append("it is stopping")
         return Health(tuple(reasons))

@@ -32,6 +32,7 @@ from taskq.metrics import LOOP_BLOCKED_SECONDS, Sample, Snapshot, metrics
 from taskq.text import printable
 from taskq.worker.crews import Crews
 from taskq.worker.delays import Mover
+from taskq.worker.ending import CLOSE_S_MAX, LEAVE_S_MAX, Ending
 from taskq.worker.executors.async_ import backend_options, loop_caller
 from taskq.worker.gauges import samples
 from taskq.worker.http import Health
@@ -141,6 +142,8 @@ class Worker:
         self._poller.on_tick += [self._tell_overdue, self._watch.tick]
         self._reader = self._broker.reader()
         self._admin = self._broker.admin()
+        self.ending = Ending()
+        """Told how long the end may take: for who owns the process."""
         self._stops = 0
         self._overdue: list[Item] = []
         """Runs in threads that may never end."""
@@ -196,13 +199,25 @@ class Worker:
         self._watch.start(call_soon)
         try:
             self._error = await self._life.around(self._work, call_soon) or self._error
+        except BaseException as error:
+            self._error = self._error or error
+            raise
         finally:
             if not self._poller_is_done.is_set():  # nothing has run; there is only to close what is open
                 self._poller.stop_now()
                 self._poll()
-        if self._error is not None or self._stops > 1:
+            self.ending.within(LEAVE_S_MAX)
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        """What `run` returns, once the poller has ended."""
+        if self._error is not None or self._stops > 1 or not self.has_drained():
             return 1
         return EXIT_RECYCLE if self.why_recycled and not self._stops else 0
+
+    def has_drained(self) -> bool:
+        """Whether there is nothing left to do but to close what is open."""
+        return self._poller_is_done.is_set()
 
     async def _work(self) -> None:
         async with anyio.create_task_group() as group:
@@ -224,6 +239,7 @@ class Worker:
                 self._threads.stop()
                 self._async.cancel()
             group.cancel_scope.cancel()
+        self.ending.within(max(self.drain_timeout_s, LEAVE_S_MAX))  # for the lifespan
         await anyio.lowlevel.checkpoint()  # raises if the lifespan has failed: that is the error to tell then
         if self._error is not None:
             _log.critical("the worker of group %s gives up: %s", self._options.group, self._error, exc_info=self._error)
@@ -256,6 +272,7 @@ class Worker:
             self._error = error
         finally:
             self._poller_is_done.set()
+            self.ending.drained()
 
     def _move(self) -> None:
         try:
@@ -266,7 +283,7 @@ class Worker:
 
     @contextmanager
     def catching_signals(self) -> Generator[None]:
-        """Inside this, SIGTERM and SIGINT mean `stop`. On the main thread only, and around `run`."""
+        """Inside this, SIGTERM, SIGINT and SIGHUP mean `stop`. On the main thread only, and around `run`."""
         with catching_signals(self.stop):
             yield
 
@@ -276,9 +293,18 @@ class Worker:
         if self._stops == 1:
             _log.info("draining; once more to stop at once")
             self._poller.stop(self.drain_timeout_s)
+            if self._poller.polled_at and not self.has_drained():  # else the lifespan is opening or closing
+                self.ending.within(self.drain_timeout_s + CLOSE_S_MAX)  # should the broker not answer any more
         else:
+            self.ending.at_once()
             self._poller.stop_now()
             self._life.stop_now()
+            self._pool.hurry()
+
+    def stop_now(self) -> None:
+        """`stop` as if it had been called before. From any thread."""
+        self._stops = max(self._stops, 1)
+        self.stop()
 
     def drain(self) -> None:
         """`stop`, unless it was told to already. From any thread."""

@@ -108,6 +108,16 @@ def test_what_was_imported_from_elsewhere_is_watched_too(start: Start, project: 
     assert worker.end(signal.SIGTERM) == 0, worker.said
 
 
+def test_what_could_not_be_imported_from_elsewhere_is_watched_until_it_is_mended(start: Start, project: Path):
+    write(project.parent / "lib" / "prices.py", "PRICE = (\n")
+    worker = worker_in(start)
+    worker.wait_for("the next starts when a file has changed")
+    worker.wait_for(rf"watching .*{project.parent / 'lib'}")
+    write(project.parent / "lib" / "prices.py", "PRICE = 2\n")
+    worker.wait_for("holds words/0")
+    assert worker.end(signal.SIGTERM) == 0, worker.said
+
+
 def test_what_runs_has_three_seconds_and_then_runs_again(start: Start, project: Path, tmp_path: Path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

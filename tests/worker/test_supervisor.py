@@ -329,6 +329,7 @@ def test_of_one_that_failed_it_is_known_what_it_imported(supervise: Supervise):
     (first,) = running.heard("started")
     wait_until(lambda: not alive(first), "the supervisor knows of its end")
     assert running.change("again") == "['/code/broken.py']"
+    running.heard("started", 2)
 
 
 def test_one_that_does_not_drain_for_a_change_is_stopped(supervise: Supervise):

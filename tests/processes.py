@@ -43,6 +43,8 @@ def is_gone(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     try:
         return stat.read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except ProcessLookupError:
+        return True
     except FileNotFoundError:  # it has just gone, or this is no Linux
         return not stat.parent.exists() and stat.parent.parent.exists()
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from queue import SimpleQueue
 
 from taskq.metrics import BACKLOG, Metrics, Sample
 from taskq.worker.link import EXIT_RECYCLE, Parent, Report
@@ -50,7 +51,7 @@ def main(fd: int, behaviour: set[str]) -> int:
     metrics = Metrics()
     metrics.commits.labels("feed").inc(100)
     metrics.add_source(lambda: [Sample(BACKLOG, ("feed", "posts", "0"), 7)])
-    stopped = threading.Event()
+    stopped: SimpleQueue[None] = SimpleQueue()  # not an event: a signal's handler may come in the middle of its wait
     hang = threading.Event()
 
     def report() -> Report:
@@ -66,16 +67,16 @@ def main(fd: int, behaviour: set[str]) -> int:
     def on_signal(number: int, frame: object) -> None:
         say(signal.Signals(number).name)
         if not behaviour & {"stubborn", "deaf"}:
-            stopped.set()
+            stopped.put(None)
 
     def on_stop() -> None:
         say("at-once")
         if "deaf" in behaviour:
-            stopped.set()
+            stopped.put(None)
 
     def on_gone() -> None:
         say("orphaned")
-        stopped.set()
+        stopped.put(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
@@ -83,7 +84,7 @@ def main(fd: int, behaviour: set[str]) -> int:
     if "mute" not in behaviour:
         link.tell()
     say("started")
-    stopped.wait()
+    stopped.get()
     if "slow" in behaviour:
         threading.Event().wait(1.5)
     metrics.commits.labels("feed").inc(1)

@@ -110,6 +110,7 @@ class WorkerProcess:
         if self.process.poll() is None:
             self.kill()
         self._reader.join(WAIT_S)
+        assert not self._reader.is_alive(), "something that it started goes on"
         assert self.process.stderr is not None
         self.process.stderr.close()
 

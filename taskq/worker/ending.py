@@ -70,6 +70,10 @@ class Ending:
         self._told.put((time.monotonic() + AT_ONCE_S_MAX, True))
 
     def _run(self, code: Callable[[], int]) -> None:
+        speak: SimpleQueue[None] = SimpleQueue()
+        # Started now: since Python 3.12 none can be any more when the interpreter waits for the threads that are left.
+        speaker = threading.Thread(target=_speak, args=(speak, self._last_words), name="taskq-last-words", daemon=True)
+        speaker.start()
         until = last = math.inf
         while (left_s := min(until, last) - time.monotonic()) > 0:
             with suppress(Empty):
@@ -78,13 +82,13 @@ class Ending:
                     last = min(last, told)
                 else:
                     until = told
-        speaker = threading.Thread(target=_speak, args=(self._last_words,), daemon=True)
-        speaker.start()
+        speak.put(None)
         speaker.join(WORDS_S_MAX)
         self._leave(code())
 
 
-def _speak(last_words: Callable[[], object]) -> None:
+def _speak(speak: SimpleQueue[None], last_words: Callable[[], object]) -> None:
+    speak.get()
     ours = (threading.current_thread(), threading.main_thread())
     names = sorted(one.name for one in threading.enumerate() if one not in ours and not one.name.startswith("taskq-"))
     _log.warning("ending without what does not end by itself%s", f": {', '.join(names)}" if names else "")

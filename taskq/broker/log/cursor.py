@@ -79,9 +79,15 @@ class Cursor:
                 self.close()  # to look it up again
 
     def _read(self, bytes_max: int, records_max: int) -> list[Record]:
-        end = self._head.next_offset()
-        if self.offset >= end:
-            return []
+        # What was there a moment ago may have been compacted, since there is something newer now: look again.
+        while self.offset < (end := self._head.next_offset()):
+            records = self._read_to(end, bytes_max, records_max)
+            if records:
+                return records
+        return []
+
+    def _read_to(self, end: int, bytes_max: int, records_max: int) -> list[Record]:
+        """The next records below `end`; none if all of them have been removed."""
         if self._fd < 0:
             self._seek()
         want = min(self._want, max(bytes_max, HEADER_BYTES))

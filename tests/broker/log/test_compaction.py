@@ -69,6 +69,22 @@ def test_of_every_key_the_last_record_stays_as_it_was(open_partition: OpenPartit
     assert [record.offset for record in read_all(partition, 57)] == [57, 58, 59]
 
 
+def test_who_reads_on_while_all_that_was_there_is_compacted_goes_on_to_what_is_newer(
+    open_partition: OpenPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = open_partition(segment_bytes_max=SEGMENT_BYTES)
+    put(partition, (b"key", b"old"))
+    partition.roll()
+    put(partition, (b"other", b"newer"), (b"key", b"newest"))
+    partition.roll()
+    assert run(partition).has_worked
+    cursor = partition.cursor(0)
+    ends = iter([1])  # as it was when it looked, just before the rest was written
+    now = cursor._head.next_offset
+    monkeypatch.setattr(type(cursor._head), "next_offset", lambda head: next(ends, None) or now())
+    assert [record.value for record in cursor.read(1 << 20)] == [b"newer", b"newest"]
+
+
 def test_the_active_segment_is_left_alone(open_partition: OpenPartition, tmp_path: Path) -> None:
     partition = open_partition(segment_bytes_max=1 << 20)
     put(partition, (b"k", b"1"), (b"k", b"2"))

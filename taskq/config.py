@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import Factory, evolve, field, frozen
 
+from taskq import kafkaurl
 from taskq.errors import ConfigError
 from taskq.topics import DEAD, INTERNAL, SETTING_NAMES, TopicConfig, check_said, parse_settings, parse_size
 
@@ -32,6 +33,9 @@ TOPIC_CHARACTERS_MAX = 249
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("text", "json")
+
+_TABLES = ("topics", "kafka")
+"""Settings that an environment variable can't hold."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -101,6 +105,10 @@ class Settings:
     """Of what a worker logs: debug, info, warning, error or critical. At debug, a line for each invocation."""
     log_format: str = "text"
     """Or "json": one object a line, with the fields that programs look for."""
+    kafka: Mapping[str, str] = field(factory=lambda: MappingProxyType({}), repr=False)
+    """librdkafka's settings, `[tool.taskq.kafka]`. What the URL of a Kafka broker sets is stronger."""
+    replication: int = -1
+    """How many brokers keep each partition of a topic that is created. -1: as the brokers are configured. Kafka only."""
     directory_mode: str = "private"
     """Of an embedded broker's directory: "private" (0700, files 0600) or "group" (0770, files 0660)."""
 
@@ -130,11 +138,15 @@ def with_overrides(settings: Settings, **overrides: Any) -> Settings:
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """Return them as overrides of plain values: what another process needs for `with_overrides` to make the same."""
     topics = {
-        topic: {**({"partitions": config.partitions} if config.partitions else {}), **config.settings}
+        topic: {
+            **({"partitions": config.partitions} if config.partitions else {}),
+            **({"replication": config.replication} if config.replication > 0 else {}),
+            **config.settings,
+        }
         for topic, config in settings.topics.items()
     }
     plain = {name: getattr(settings, name) for name in _PARSERS}
-    return {**plain, "topics": {topic: said for topic, said in topics.items() if said}}
+    return {**plain, "topics": {topic: said for topic, said in topics.items() if said}, "kafka": dict(settings.kafka)}
 
 
 def broker_path(url: str) -> Path:
@@ -215,7 +227,7 @@ def _from_environment(environ: Mapping[str, str], folder: Path) -> dict[str, Any
     for name in _PARSERS:
         variable = "TASKQ_SECRET" if name == "secrets" else f"TASKQ_{name.upper()}"
         text = environ.get(variable, "")
-        if text and name != "topics":
+        if text and name not in _TABLES:
             values[name] = _parse(variable, name, text, folder)
     return values
 
@@ -262,7 +274,7 @@ def _broker_url(value: Any, folder: Path) -> str:
     scheme = _SCHEME.match(text)
     if scheme is None:
         return Path(os.path.normpath(folder / Path(text).expanduser())).as_uri()
-    known = {"file": _file_url, "memory": _memory_url, "kafka": _kafka_url}
+    known = {"file": _file_url, "memory": _memory_url, "kafka": lambda text: str(kafkaurl.parse(text))}
     parse = known.get(scheme[1].lower())
     if parse is None:
         raise ConfigError(f"{text!r}: no broker is called {scheme[1]!r}{did_you_mean(scheme[1], known)}")
@@ -281,15 +293,6 @@ def _memory_url(text: str) -> str:
     if text.lower() not in ("memory:", "memory://"):
         raise ConfigError(f"{text!r}: nothing may follow memory:")
     return "memory:"
-
-
-def _kafka_url(text: str) -> str:
-    servers = text.partition("://")[2].rstrip("/")
-    for server in servers.split(","):
-        host, _, port = server.rpartition(":")
-        if not host or "/" in server or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ConfigError(f"{text!r} is not kafka://HOST:PORT,HOST:PORT,...")
-    return f"kafka://{servers}"
 
 
 def _secrets(value: Any, folder: Path) -> tuple[bytes, ...]:
@@ -317,15 +320,26 @@ def _topic_config(topic: str, options: Any) -> TopicConfig:
         return options
     if not isinstance(options, Mapping):
         return TopicConfig(_partitions(options, Path()))
-    known = ("partitions", *SETTING_NAMES)
+    known = ("partitions", "replication", *SETTING_NAMES)
     for key in options:
         if key not in known:
             raise ConfigError(f"topic {topic!r} has no setting {key!r}{did_you_mean(key, known)}")
     if not options:
         raise ConfigError(f"topic {topic!r} does not say anything; it may say: {', '.join(known)}")
     count = _partitions(options["partitions"], Path()) if "partitions" in options else None
-    settings = parse_settings({key: value for key, value in options.items() if key != "partitions"})
-    return TopicConfig(count, MappingProxyType(settings))
+    copies = _replication(options.get("replication", -1), Path())
+    settings = parse_settings({key: value for key, value in options.items() if key in SETTING_NAMES})
+    return TopicConfig(count, MappingProxyType(settings), copies)
+
+
+def _kafka(value: Any, folder: Path) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{value!r} is not a table of librdkafka's settings")
+    return MappingProxyType(kafkaurl.check(value))
+
+
+def _replication(value: Any, folder: Path) -> int:
+    return -1 if str(value) == "-1" else int(_number(1, 100)(value, folder))
 
 
 def _number(least: int, most: int, kind: type[int | float] = int) -> Callable[[Any, Path], Any]:
@@ -382,7 +396,9 @@ _PARSERS: Mapping[str, Callable[[Any, Path], Any]] = {
     "default_group": lambda value, folder: check_group(value),
     "default_topic": lambda value, folder: check_topic_of_calls(value),
     "partitions": _partitions,
+    "replication": _replication,
     "topics": _topics,
+    "kafka": _kafka,
     "commit_interval_ms": _number(1, 60_000),
     "concurrency": _number(1, 10_000),
     "in_flight_max": _number(1, 1_000_000),

@@ -101,6 +101,8 @@ class TopicConfig:
     partitions: int | None = None
     settings: Mapping[str, int | str] = Factory(lambda: MappingProxyType({}))
     """Those that are said."""
+    replication: int = -1
+    """How many brokers of a cluster keep each partition. -1: as for all topics."""
 
 
 def own_config(topic: str) -> TopicConfig:

@@ -29,5 +29,25 @@ def connect(settings: Settings) -> Broker:
 
         return MemoryBroker(partitions_default=settings.partitions, topics=settings.topics)
     if scheme == "kafka":
-        raise ConfigError(f"{settings.broker}: Kafka brokers are not available yet in this version; use a directory")
-    raise ConfigError(f"{settings.broker}: not a broker URL: use a path, file:///path, or memory:")
+        return _kafka(settings)
+    raise ConfigError(f"{settings.broker}: not a broker URL: use a path, file:///path, memory: or kafka://host:9092")
+
+
+def _kafka(settings: Settings) -> Broker:
+    from taskq.kafkaurl import parse
+
+    try:
+        from taskq.broker.kafka import KafkaBroker
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "confluent_kafka":
+            raise
+        raise ConfigError(
+            f"{parse(settings.broker).shown}: needs librdkafka, which is not installed: pip install 'taskq[kafka]'"
+        ) from None
+    return KafkaBroker(
+        settings.broker,
+        partitions_default=settings.partitions,
+        topics=settings.topics,
+        replication=settings.replication,
+        settings=settings.kafka,
+    )

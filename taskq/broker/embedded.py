@@ -88,6 +88,8 @@ class EmbeddedBroker:
     def url(self) -> str:
         return f"file://{self._directory.root}"
 
+    is_remote = False
+
     @property
     def unsynced_s(self) -> float:
         return self._flusher.unsynced_s
@@ -335,7 +337,9 @@ class EmbeddedAdmin:
     def partitions(self, topic: str) -> int:
         return self._directory.get(topic).partitions
 
-    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT, **settings: int | str) -> None:
+    def create_topic(
+        self, topic: str, partitions: int = PARTITIONS_DEFAULT, *, replication: int = -1, **settings: int | str
+    ) -> None:
         self._directory.catalogue.create(check_new_topic(topic), partitions, parse_settings(settings))
 
     def alter_topic(self, topic: str, partitions: int | None = None, **settings: int | str) -> None:

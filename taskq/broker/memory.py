@@ -47,6 +47,8 @@ class MemoryBroker:
     ) -> None:
         self._state = State(partitions_default, topics)
 
+    is_remote = False
+
     @property
     def unsynced_s(self) -> float:
         return 0.0
@@ -320,7 +322,9 @@ class MemoryAdmin:
         with self._state.locked():
             return len(self._state.find(topic).partitions)
 
-    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT, **settings: int | str) -> None:
+    def create_topic(
+        self, topic: str, partitions: int = PARTITIONS_DEFAULT, *, replication: int = -1, **settings: int | str
+    ) -> None:
         with self._state.locked():
             if topic in self._state.topics:
                 there_are = len(self._state.topics[topic].partitions)

@@ -34,8 +34,9 @@ from taskq.topics import TopicSettings
 MESSAGE_BYTES_MAX = 1024 * 1024
 """Limit of one record's key, value and headers together, in bytes. Kafka's default `message.max.bytes` is the same."""
 
-COMMIT_METADATA_BYTES_MAX = 4096
-"""Limit of the progress kept with a committed offset, in bytes. Kafka's default `offset.metadata.max.bytes`."""
+COMMIT_METADATA_BYTES_MAX = 3072
+"""Limit of the progress kept with a committed offset, in bytes. As base64 it is what Kafka's default
+`offset.metadata.max.bytes` of 4,096 lets through."""
 
 PARTITIONS_DEFAULT = 8
 
@@ -113,7 +114,7 @@ class TopicDescription:
     name: str
     partitions: tuple[PartitionBounds, ...]
     size_bytes: tuple[int, ...]
-    """Bytes on disk, by partition."""
+    """Bytes on disk, by partition. Empty where the broker does not tell."""
     settings: TopicSettings
 
 
@@ -258,8 +259,13 @@ class Admin(Protocol):
 
     def partitions(self, topic: str) -> int: ...
 
-    def create_topic(self, topic: str, partitions: int = PARTITIONS_DEFAULT, **settings: int | str) -> None:
+    def create_topic(
+        self, topic: str, partitions: int = PARTITIONS_DEFAULT, *, replication: int = -1, **settings: int | str
+    ) -> None:
         """Create a topic, whole or not at all. `settings` are those of `TopicSettings`, as `parse_settings` takes them.
+
+        `replication` is how many brokers of a cluster keep each partition; -1: as they are configured. Where there is
+        one broker, it keeps all.
 
         Raises ConfigError if it exists, or the name, the number or a setting is not allowed.
         """
@@ -298,6 +304,11 @@ class Broker(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each question costs a round trip: then don't ask with every record."""
+        ...
 
     @property
     def unsynced_s(self) -> float:

@@ -20,6 +20,8 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture
 def broker(engine: Engine, tmp_path: Path) -> Generator[Broker]:
     broker = engine.open(tmp_path)
+    if broker.url.startswith("kafka"):
+        reset(broker)
     yield broker
     broker.close()
 
@@ -51,3 +53,20 @@ def join(broker: Broker) -> Generator[Callable[..., Member]]:
     yield join
     for member in members:
         member.consumer.close()
+
+
+def reset(broker):
+    client = broker._client()
+    names = broker._topics.names()
+    if names:
+        for f in client.delete_topics(names).values():
+            f.result()
+    for g in [x.group_id for x in client.list_consumer_groups().result().valid]:
+        for f in client.delete_consumer_groups([g]).values():
+            try:
+                f.result()
+            except Exception as e:
+                print(e)
+    import time
+    while broker._topics.names():
+        time.sleep(0.02)

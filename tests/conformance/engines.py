@@ -29,7 +29,15 @@ class Engine:
     """Name of what says how long a partition is left alone after `keep`."""
 
 
+def _kafka(path: Path) -> Broker:
+    from taskq.broker.kafka import KafkaBroker
+    import os
+
+    return KafkaBroker(os.environ["TASKQ_TEST_KAFKA"] + "?topic.metadata.refresh.interval.ms=500", PARTITIONS, _CONFIGURED)
+
+
 ENGINES = {
+    "kafka": Engine(_kafka, "taskq.broker.kafka.consumer.KEEP_S"),
     "memory": Engine(lambda path: MemoryBroker(PARTITIONS, _CONFIGURED), "taskq.broker.memory.KEEP_S"),
     "embedded": Engine(
         lambda path: EmbeddedBroker(str(path / "log"), partitions_default=PARTITIONS, topics=_CONFIGURED),

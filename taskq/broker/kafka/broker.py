@@ -1,0 +1,104 @@
+"""What `connect` opens for `kafka://...`."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from confluent_kafka.admin import AdminClient
+
+from taskq.broker.kafka.admin import KafkaAdmin
+from taskq.broker.kafka.conf import Conf, log
+from taskq.broker.kafka.consumer import KafkaConsumer
+from taskq.broker.kafka.errors import telling
+from taskq.broker.kafka.lookup import Lookup
+from taskq.broker.kafka.producer import KafkaProducer, Outbox
+from taskq.broker.kafka.reader import KafkaReader
+from taskq.broker.kafka.topics import Topics
+from taskq.broker.port import PARTITIONS_DEFAULT
+from taskq.errors import BrokerUnavailable
+from taskq.kafkaurl import parse
+from taskq.topics import TopicConfig
+
+
+class KafkaBroker:
+    """See `taskq.broker.port.Broker`. Nothing is connected before it is needed."""
+
+    is_remote = True
+
+    def __init__(
+        self,
+        url: str,
+        partitions_default: int = PARTITIONS_DEFAULT,
+        topics: Mapping[str, TopicConfig] = MappingProxyType({}),
+        *,
+        replication: int = -1,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        stats: Callable[[str], object] | None = None,
+    ) -> None:
+        """`settings` are librdkafka's; those in `url` are stronger. `stats` is given its statistics, as JSON."""
+        parsed = parse(url)
+        self._conf = Conf(parsed.servers, {**settings, **parsed.settings})
+        self._lock = threading.Lock()
+        self._admin: AdminClient | None = None
+        self._pid = 0
+        self._left_to_parents: list[AdminClient | None] = []
+        self._is_closed = False
+        self._parts: list[KafkaConsumer | KafkaReader] = []
+        self._topics = Topics(self._conf, self._client, partitions_default, replication, topics)
+        self._lookup = Lookup(self._conf, self._topics, self._client, stats)
+        self._outbox = Outbox(self._conf, stats)
+
+    @property
+    def url(self) -> str:
+        return self._conf.shown
+
+    @property
+    def unsynced_s(self) -> float:
+        """What is acknowledged is on as many brokers as the topic asks for; when they sync is theirs to know."""
+        return 0.0
+
+    def producer(self) -> KafkaProducer:
+        self._check_open()
+        return KafkaProducer(self._conf, self._outbox, self._topics)
+
+    def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> KafkaConsumer:
+        self._check_open()
+        consumer = KafkaConsumer(self._lookup, self._topics, group, topics, is_strict=offset_reset == "error")
+        self._parts.append(consumer)
+        return consumer
+
+    def reader(self) -> KafkaReader:
+        self._check_open()
+        reader = KafkaReader(self._lookup)
+        self._parts.append(reader)
+        return reader
+
+    def admin(self) -> KafkaAdmin:
+        self._check_open()
+        return KafkaAdmin(self._lookup)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        for part in self._parts:
+            part.close()
+        self._outbox.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BrokerUnavailable(f"{self.url} has been closed")
+
+    def _client(self) -> AdminClient:
+        """The admin client, which threads share. It begins anew in a forked child, as the outbox does."""
+        with self._lock:
+            if self._admin is None or self._pid != os.getpid():
+                self._left_to_parents.append(self._admin)
+                with telling(f"opening {self.url}"):
+                    self._admin = AdminClient(self._conf.admin(), logger=log)
+                self._pid = os.getpid()
+            return self._admin

@@ -1,0 +1,118 @@
+"""What librdkafka is told. Its settings: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from taskq.broker.port import MESSAGE_BYTES_MAX
+
+log = logging.getLogger("taskq.kafka")
+"""What librdkafka has to say."""
+
+ENVELOPE_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 256 * 1024
+"""A record with all that is around it: taskq's own headers, which don't count, the batch, the request."""
+
+_ALL: Final = {
+    "client.id": "taskq",
+    "log.connection.close": "false",  # brokers close idle connections, and all is well
+    "reconnect.backoff.max.ms": "1000",  # of a broker that comes back, workers should hear soon
+    "socket.keepalive.enable": "true",
+    "topic.metadata.refresh.interval.ms": "10000",  # how soon new partitions are seen
+}
+
+_PRODUCER: Final = {
+    "linger.ms": "0",  # who publishes waits; under load batches fill while others are on their way
+    "sticky.partitioning.linger.ms": "0",  # what has no key is spread over all partitions, and so all workers
+    "partitioner": "murmur2_random",  # Java's: a key is in the same partition whoever publishes
+    "message.max.bytes": str(ENVELOPE_BYTES_MAX),
+    "queue.buffering.max.kbytes": str(64 * 1024),
+    "queue.buffering.max.messages": "100000",
+    "delivery.timeout.ms": "120000",  # as Java's
+}
+
+_FETCHER: Final = {
+    "fetch.error.backoff.ms": "100",
+    "fetch.queue.backoff.ms": "5",
+    "queued.min.messages": "10000",
+    "queued.max.messages.kbytes": str(16 * 1024),
+    "fetch.wait.max.ms": "500",
+}
+
+_MEMBER: Final = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "45000"}
+
+_CLASSIC_ONLY: Final = ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")
+"""Settings that the newer group protocol of Kafka 4 does not know: there the brokers decide."""
+
+_PRODUCERS_OWN: Final = (
+    "batch.", "compression.", "delivery.", "linger.", "max.in.flight", "message.send.", "message.timeout.",
+    "partitioner", "queue.buffering.", "queuing.", "request.timeout.", "retries", "sticky.",
+)  # fmt: skip
+_CONSUMERS_OWN: Final = (
+    "check.crcs", "consume.", "fetch.", "group.", "heartbeat.", "isolation.", "max.partition.fetch.", "max.poll.",
+    "offset.", "partition.assignment.", "queued.", "session.",
+)  # fmt: skip
+
+MAX_POLL_MS: Final = 300_000
+"""librdkafka's default of `max.poll.interval.ms`."""
+
+
+@frozen
+class Conf:
+    """What is said for one broker."""
+
+    servers: tuple[str, ...]
+    given: Mapping[str, str] = field(repr=False)
+    """By the URL and the project."""
+
+    @property
+    def shown(self) -> str:
+        """The broker's URL without what may be secret."""
+        return f"kafka://{','.join(self.servers)}"
+
+    @property
+    def max_poll_s(self) -> float:
+        """How long a member may take over anything before the group goes on without it."""
+        return int(self.given.get("max.poll.interval.ms", MAX_POLL_MS)) / 1000
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for an answer of the brokers before it is an error."""
+        return int(self.given.get("socket.timeout.ms", 10_000)) / 1000
+
+    def admin(self) -> dict[str, Any]:
+        return self._common(_CONSUMERS_OWN + _PRODUCERS_OWN, _ALL)
+
+    def producer(self) -> dict[str, Any]:
+        return self._common(_CONSUMERS_OWN, _ALL | _PRODUCER) | {"acks": "all", "enable.idempotence": "true"}
+
+    def fetcher(self) -> dict[str, Any]:
+        """A consumer that belongs to no group: it is told what to read. Its group is a name that is never used."""
+        own = tuple(name for name in _CONSUMERS_OWN if name not in ("fetch.", "queued.", "check.crcs", "isolation."))
+        return self._common(_PRODUCERS_OWN + own, _ALL | _FETCHER) | _reads("taskq")
+
+    def member(self, group: str) -> dict[str, Any]:
+        """A consumer that belongs to a group, and reads nothing."""
+        told = self._common(_PRODUCERS_OWN, _ALL | _MEMBER) | _reads(group)
+        if told.get("group.protocol", "classic").lower() == "consumer":
+            for name in _CLASSIC_ONLY:
+                told.pop(name, None)
+        return told
+
+    def _common(self, without: tuple[str, ...], defaults: Mapping[str, str]) -> dict[str, Any]:
+        given = {name: value for name, value in self.given.items() if not name.startswith(without)}
+        return {**defaults, **given, "bootstrap.servers": ",".join(self.servers)}
+
+
+def _reads(group: str) -> dict[str, str]:
+    return {
+        "group.id": group,
+        "enable.auto.commit": "false",
+        "enable.auto.offset.store": "false",
+        "auto.offset.reset": "error",  # what is gone is told
+        "allow.auto.create.topics": "false",
+        "enable.partition.eof": "false",
+    }

@@ -1,0 +1,290 @@
+"""A member and a fetcher as one consumer, as the port wants it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from attrs import define, field
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from taskq.broker.kafka.fetcher import Fetcher
+from taskq.broker.kafka.lookup import Lookup
+from taskq.broker.kafka.member import Member, offsets_of
+from taskq.broker.kafka.topics import Topics, purges
+from taskq.broker.limits import check_progress
+from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
+from taskq.config import check_group
+from taskq.errors import BrokerError, BrokerUnavailable, OffsetOutOfRange
+
+KEEP_S = 5.0
+"""How long a partition that its owner would not let go is left alone before asking again."""
+
+PURGE_S: Final = 30.0
+"""How often what is finished is removed, of topics of which only one group reads."""
+
+
+@define(eq=False)
+class _Held:
+    """A partition that is ours."""
+
+    is_paused: bool = False
+    is_revoking: bool = False
+    keep_until: float | None = None
+    """If the group has asked for it, and it was kept: until when (monotonic)."""
+
+
+@define(eq=False)
+class _News:
+    """What the owner is to be told with the next poll."""
+
+    assigned: dict[TopicPartition, Committed] = field(factory=dict)
+    revoking: set[TopicPartition] = field(factory=set)
+    lost: set[TopicPartition] = field(factory=set)
+    errors: dict[TopicPartition, BrokerError] = field(factory=dict)
+    skipped: dict[TopicPartition, int] = field(factory=dict)
+
+
+class KafkaConsumer:
+    """See `taskq.broker.port.Consumer`."""
+
+    def __init__(self, lookup: Lookup, topics: Topics, group: str, subscribed: Sequence[str], *, is_strict: bool) -> None:
+        check_group(group)
+        for topic in subscribed:
+            topics.ensure(topic)
+        self._lookup = lookup
+        self._topics = topics
+        self._conf = lookup.conf
+        self._is_strict = is_strict
+        self._changed = threading.Condition()
+        self._held: dict[TopicPartition, _Held] = {}
+        self._news = _News()
+        self._is_woken = False
+        self._is_closed = False
+        self._is_polling = False
+        self._polled_at = time.monotonic()
+        self._purge_at = 0.0
+        self._fetcher = Fetcher(self._conf, self._changed, self._skip)
+        try:
+            self._member = Member(self._conf, group, subscribed, self, lookup.stats)
+        except BaseException:
+            self._fetcher.close()
+            raise
+
+    @property
+    def member_id(self) -> str:
+        return self._member.id
+
+    def poll(self, timeout: float, records_max: int = 4096) -> Polled:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._is_polling = True
+            try:
+                while True:
+                    self._check_open()
+                    now = time.monotonic()
+                    polled = self._look(now, records_max)
+                    if polled is not None or self._is_woken or now >= deadline:
+                        self._is_woken = False
+                        return polled or Polled()
+                    kept = [held.keep_until for held in self._held.values() if held.keep_until is not None]
+                    self._changed.wait(max(0.0, min([deadline, *kept]) - now))
+            finally:
+                self._is_polling = False
+                self._polled_at = time.monotonic()
+
+    def wakeup(self) -> None:
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify_all()
+
+    def pause(self, tps: Sequence[TopicPartition]) -> None:
+        with self._changed:
+            for tp in tps:
+                self._held[tp].is_paused = True
+
+    def resume(self, tps: Sequence[TopicPartition]) -> None:
+        with self._changed:
+            for tp in tps:
+                self._held[tp].is_paused = False
+
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+        for tp, committed in progress.items():
+            check_progress(tp, committed)
+        with self._changed:
+            ours = {
+                tp: (committed.offset, b64encode(committed.metadata).decode())
+                for tp, committed in progress.items()
+                if tp in self._held
+            }
+        if ours:
+            self._member.commit(offsets_of(ours))
+            self._purge({tp: offset for tp, (offset, _) in ours.items()})
+
+    def release(self, tps: Sequence[TopicPartition]) -> None:
+        with self._changed:
+            for tp in tps:
+                del self._held[tp]
+        self._fetcher.remove(tps)
+        self._member.look()
+
+    def keep(self, tps: Sequence[TopicPartition]) -> None:
+        with self._changed:
+            for tp in tps:
+                self._held[tp].is_revoking = False
+                self._held[tp].keep_until = time.monotonic() + KEEP_S
+
+    def leave(self) -> None:
+        self._member.leave()
+
+    def close(self) -> None:
+        with self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._changed.notify_all()
+        self._member.close()
+        self._fetcher.close()
+
+    # -- with the condition held
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
+        error = self._member.error or self._fetcher.error
+        if error is not None:
+            raise error
+
+    def _look(self, now: float, records_max: int) -> Polled | None:
+        """What there is to report; None if nothing. What is lost comes first: it may be assigned again."""
+        news = self._news
+        if news.lost:
+            self._news = _News(news.assigned, news.revoking, set(), news.errors, news.skipped)
+            return Polled(lost=frozenset(news.lost))
+        for tp, held in self._held.items():
+            if held.keep_until is not None and now >= held.keep_until:
+                held.keep_until = None
+                held.is_revoking = True
+                news.revoking.add(tp)
+        if news.assigned or news.revoking:
+            self._news = _News(errors=news.errors, skipped=news.skipped)
+            return Polled(assigned=news.assigned, revoking=frozenset(news.revoking))
+        fetched = self._take(records_max)
+        if fetched or news.errors or news.skipped:
+            self._news = _News()
+            return Polled(fetched, errors=news.errors, skipped=news.skipped)
+        return None
+
+    def _take(self, records_max: int) -> list[Fetched]:
+        taken: list[Fetched] = []
+        for tp, held in list(self._held.items()):
+            if records_max > 0 and not held.is_paused and not held.is_revoking and tp not in self._news.skipped:
+                records = self._fetcher.take(tp, records_max)
+                if records:
+                    records_max -= len(records)
+                    taken.append(Fetched(tp, records))
+        for tp, _ in taken:
+            self._held[tp] = self._held.pop(tp)  # to the end: the others go first next time
+        return taken
+
+    # -- for the member, in its thread
+
+    def on_assigned(self, tps: Sequence[TopicPartition], committed: Sequence[KafkaPartition]) -> None:
+        new = [tp for tp, one in zip(tps, committed, strict=True) if one.offset < 0]
+        starts = self._lookup.starts(new) if new else {}
+        found = {
+            tp: Committed(starts[tp]) if tp in starts else Committed(one.offset, metadata_of(one))
+            for tp, one in zip(tps, committed, strict=True)
+        }
+        with self._changed:
+            for tp in tps:
+                self._held[tp] = _Held()
+            self._news.assigned.update(found)
+            self._changed.notify_all()
+        for tp, one_committed in found.items():
+            self._fetcher.add(tp, one_committed.offset)
+
+    def on_asked(self, tps: Sequence[TopicPartition]) -> None:
+        gone = {topic for topic in {tp.topic for tp in tps} if self._is_gone(topic)}
+        self.on_lost([tp for tp in tps if tp.topic in gone])
+        with self._changed:
+            for tp in tps:
+                if self._news.assigned.pop(tp, None) is not None:  # its owner has not heard of it yet
+                    del self._held[tp]
+                    self._fetcher.remove([tp])
+                elif tp in self._held:
+                    self._held[tp].is_revoking = True
+                    self._news.revoking.add(tp)
+            self._changed.notify_all()
+
+    def holds(self, tps: Sequence[TopicPartition]) -> list[TopicPartition]:
+        with self._changed:
+            return [tp for tp in tps if tp in self._held]
+
+    def on_lost(self, tps: Sequence[TopicPartition]) -> None:
+        with self._changed:
+            for tp in tps:
+                if self._held.pop(tp, None) is None:
+                    continue
+                if self._news.assigned.pop(tp, None) is None:
+                    self._news.lost.add(tp)
+                self._news.revoking.discard(tp)
+                self._news.errors.pop(tp, None)
+                self._news.skipped.pop(tp, None)
+            self._changed.notify_all()
+        self._fetcher.remove(tps)
+
+    def is_alive(self) -> bool:
+        return self._is_polling or self._is_closed or time.monotonic() - self._polled_at < self._conf.max_poll_s
+
+    def _is_gone(self, topic: str) -> bool:
+        try:
+            return self._topics.look(topic) is None
+        except BrokerError:
+            return False
+
+    # -- for the fetcher, in its thread
+
+    def _skip(self, tp: TopicPartition, position: int) -> None:
+        """What is due is not there: go past what has been removed, or say that it has."""
+        bounds = self._lookup.bounds(tp)
+        with self._changed:
+            if tp not in self._held:
+                return
+            if self._is_strict and position < bounds.start:
+                text = f"{tp}: offset {position} is due; the log begins at {bounds.start}"
+                self._news.errors[tp] = OffsetOutOfRange(text)
+            elif position < bounds.start:
+                self._news.skipped[tp] = self._news.skipped.get(tp, 0) + bounds.start - position
+            else:  # the log is shorter than it was: it is another, or a broker has lost what it had acknowledged
+                self._news.lost.add(tp)
+                self._news.assigned[tp] = Committed(bounds.start)
+            is_error = tp in self._news.errors
+            self._changed.notify_all()
+        if is_error:
+            self._fetcher.remove([tp])
+        else:
+            self._fetcher.restart(tp, bounds.start)
+
+    # -- topics that only this group reads
+
+    def _purge(self, finished: Mapping[TopicPartition, int]) -> None:
+        now = time.monotonic()
+        if now < self._purge_at:
+            return
+        below = {tp: offset for tp, offset in finished.items() if offset and purges(tp.topic)}
+        if below:
+            self._purge_at = now + PURGE_S
+            self._lookup.purge(below)
+
+
+def metadata_of(committed: KafkaPartition) -> bytes:
+    """What was committed beside the offset. Other programs may have written something else there: it is told as it is."""
+    text = committed.metadata or ""
+    try:
+        return b64decode(text, validate=True)
+    except ValueError:
+        return text.encode()

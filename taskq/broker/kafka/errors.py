@@ -1,0 +1,126 @@
+"""librdkafka's errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from taskq.errors import (
+    BrokerError,
+    BrokerUnavailable,
+    ConfigError,
+    MessageTooLarge,
+    NotAuthorized,
+    OffsetOutOfRange,
+    StorageError,
+    TaskqError,
+    TopicNotFound,
+)
+
+UNKNOWN_TOPIC: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - public, and named so since librdkafka's own errors are below zero
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError.INCONSISTENT_TOPIC_ID,
+    }
+)
+
+TRANSIENT: Final = frozenset(
+    {
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_CONTROLLER,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._TIMED_OUT_QUEUE,  # noqa: SLF001
+        KafkaError._MSG_TIMED_OUT,  # noqa: SLF001
+        KafkaError._WAIT_COORD,  # noqa: SLF001
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        KafkaError._RESOLVE,  # noqa: SLF001
+        KafkaError._RETRY,  # noqa: SLF001
+    }
+)
+"""What may be otherwise the next time."""
+
+NOT_OURS: Final = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError._STATE,  # noqa: SLF001
+        KafkaError._FENCED,  # noqa: SLF001
+    }
+)
+"""The group has gone on without the member that asks."""
+
+_MEANING: Final[dict[int, type[TaskqError]]] = {
+    KafkaError.MSG_SIZE_TOO_LARGE: MessageTooLarge,
+    KafkaError.RECORD_LIST_TOO_LARGE: MessageTooLarge,
+    KafkaError.OFFSET_OUT_OF_RANGE: OffsetOutOfRange,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: NotAuthorized,
+    KafkaError.GROUP_AUTHORIZATION_FAILED: NotAuthorized,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: NotAuthorized,
+    KafkaError.SASL_AUTHENTICATION_FAILED: NotAuthorized,
+    KafkaError._AUTHENTICATION: NotAuthorized,  # noqa: SLF001
+    KafkaError._SSL: NotAuthorized,  # noqa: SLF001
+    KafkaError.INVALID_RECORD: ConfigError,
+    KafkaError.INVALID_CONFIG: ConfigError,
+    KafkaError.INVALID_PARTITIONS: ConfigError,
+    KafkaError.INVALID_REPLICATION_FACTOR: ConfigError,
+    KafkaError.INVALID_REQUEST: ConfigError,
+    KafkaError.POLICY_VIOLATION: ConfigError,
+    KafkaError.TOPIC_ALREADY_EXISTS: ConfigError,
+    KafkaError.TOPIC_EXCEPTION: ConfigError,
+    KafkaError._INVALID_ARG: ConfigError,  # noqa: SLF001
+    KafkaError.KAFKA_STORAGE_ERROR: StorageError,
+}
+
+_ADVICE: Final[dict[type[TaskqError], str]] = {
+    NotAuthorized: "; check the credentials, and what they allow (ACLs)",
+    BrokerUnavailable: "; check that the brokers run and can be reached from here",
+}
+
+
+def meaning(error: KafkaError | KafkaException, what: str) -> TaskqError:
+    """The same error as one of ours. `what` says what was tried, where."""
+    cause = error.args[0] if isinstance(error, KafkaException) and error.args else error
+    if not isinstance(cause, KafkaError):
+        return BrokerError(f"{what}: {cause}")
+    code = cause.code()
+    kind = _MEANING.get(code)
+    if kind is None and code in UNKNOWN_TOPIC:
+        kind = TopicNotFound
+    if kind is None:
+        kind = BrokerUnavailable if code in TRANSIENT else BrokerError
+    return kind(f"{what}: {cause.str()}{_ADVICE.get(kind, '')}")
+
+
+def code_of(error: BaseException) -> int:
+    """The number of the error; `KafkaError.UNKNOWN` if it has none."""
+    cause = error.args[0] if error.args else None
+    return cause.code() if isinstance(cause, KafkaError) else KafkaError.UNKNOWN
+
+
+@contextmanager
+def telling(what: str) -> Generator[None]:
+    """Errors of librdkafka within are raised as ours."""
+    try:
+        yield
+    except KafkaException as error:
+        raise meaning(error, what) from error

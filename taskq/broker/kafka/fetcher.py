@@ -1,0 +1,216 @@
+"""Reads the partitions it is told to, ahead of whoever takes the records: a thread with a client of librdkafka.
+
+It belongs to no group. So it goes on with all else while the member (member.py) waits for what runs in a partition that
+another should have: librdkafka stops a group's own fetching for that long.
+
+The client is this thread's alone: clients let one thread in at a time, and a poll that waits would keep the others
+out. What others want of it is put into a queue, and done between two polls.
+
+How much is read ahead is bounded, by partition: one that nobody takes from is paused on the brokers' side too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from attrs import define, field
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Message as KafkaMessage
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from taskq.broker.kafka.conf import Conf, log
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, meaning, telling
+from taskq.broker.port import Record, TopicPartition
+from taskq.errors import TaskqError
+
+AT_ONCE: Final = 4096
+"""How many records to take from librdkafka at a time."""
+
+TURN_S: Final = 0.05
+"""How long a poll waits. What others want of the client waits no longer."""
+
+AHEAD_BYTES_MAX: Final = 64 << 20
+"""How much may be read ahead, over all partitions."""
+
+PARTITION_BYTES_MIN: Final = 1 << 20
+RECORD_BYTES: Final = 300
+"""What a record costs beside its value and key."""
+
+
+@define(eq=False)
+class _Ahead:
+    """What was read of a partition and not taken yet."""
+
+    position: int
+    """Of the next record to be read."""
+    batches: deque[list[Record]] = field(factory=deque)
+    sizes: deque[int] = field(factory=deque)
+    """Of the batches, about, in bytes."""
+    size_bytes: int = 0
+    is_paused: bool = False
+    is_out_of_range: bool = False
+    """What is to be read next is not there."""
+
+
+class Fetcher:
+    """`add`, `remove` and `take` may be called by others; `changed` is notified when there is something new."""
+
+    def __init__(self, conf: Conf, changed: threading.Condition, out_of_range: Callable[[TopicPartition, int], None]) -> None:
+        """`out_of_range` is called, in this thread, with a partition and an offset that is not there."""
+        self._conf = conf
+        self._changed = changed
+        self._out_of_range = out_of_range
+        self._ahead: dict[TopicPartition, _Ahead] = {}
+        """Guarded by `changed`."""
+        self._wishes: deque[Callable[[], object]] = deque()
+        self._is_closed = False
+        self.error: TaskqError | None = None
+        """Why nothing can be read any more."""
+        with telling(f"opening a consumer for {conf.shown}"):
+            self._client = Consumer(conf.fetcher(), logger=log)
+        self._thread = threading.Thread(target=self._run, name="taskq-kafka-fetcher", daemon=True)
+        self._thread.start()
+
+    # -- for others
+
+    def add(self, tp: TopicPartition, offset: int) -> None:
+        """Read it, from there on."""
+        with self._changed:
+            self._ahead[tp] = _Ahead(offset)
+        self._wishes.append(lambda: self._client.incremental_assign([KafkaPartition(tp.topic, tp.partition, offset)]))
+
+    def restart(self, tp: TopicPartition, offset: int) -> None:
+        """Read on from another offset."""
+        self.remove([tp])
+        self.add(tp, offset)
+
+    def remove(self, tps: Iterable[TopicPartition]) -> None:
+        """Read these no more, and forget what was read."""
+        with self._changed:
+            gone = [KafkaPartition(tp.topic, tp.partition) for tp in tps if self._ahead.pop(tp, None)]
+        if gone:
+            self._wishes.append(lambda: self._client.incremental_unassign(gone))
+
+    def take(self, tp: TopicPartition, records_max: int) -> list[Record]:
+        """About so many records that were read of it, in order; none if there are none. With `changed` held."""
+        ahead = self._ahead.get(tp)
+        taken: list[Record] = []
+        while ahead is not None and ahead.batches and len(taken) < records_max:
+            batch, size = ahead.batches.popleft(), ahead.sizes.popleft()
+            room = records_max - len(taken)
+            if len(batch) > room:
+                rest = size * (len(batch) - room) // len(batch)
+                ahead.batches.appendleft(batch[room:])
+                ahead.sizes.appendleft(rest)
+                batch, size = batch[:room], size - rest
+            taken += batch
+            ahead.size_bytes -= size
+        return taken
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._thread.join()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        client = self._client
+        try:
+            while not self._is_closed:
+                while self._wishes:
+                    self._wishes.popleft()()
+                self._balance()
+                first = client.poll(TURN_S)
+                if first is not None:
+                    self._sort([first, *client.consume(AT_ONCE, 0)])
+        except Exception as error:
+            self.error = error if isinstance(error, TaskqError) else self._meaning(error)
+            with self._changed:
+                self._changed.notify_all()
+        finally:
+            client.close()
+
+    def _meaning(self, error: Exception) -> TaskqError:
+        if isinstance(error, KafkaException):
+            return meaning(error, f"reading from {self._conf.shown}")
+        log.exception("the fetcher of %s has ended", self._conf.shown)
+        return TaskqError(f"reading from {self._conf.shown}: {type(error).__name__}: {error}")
+
+    def _sort(self, messages: list[KafkaMessage]) -> None:
+        """Put what has come with its partition."""
+        found: dict[TopicPartition, list[Record]] = {}
+        last: tuple[str | None, int | None] = (None, None)
+        records: list[Record] = []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._hear(error, message)
+                continue
+            place = message.topic(), message.partition()
+            if place != last:
+                records = found.setdefault(TopicPartition(*place), [])  # type: ignore[arg-type]
+                last = place
+            records.append(record_of(message))
+        with self._changed:
+            for tp, batch in found.items():
+                ahead = self._ahead.get(tp)
+                if ahead is None:  # given up meanwhile
+                    continue
+                size = _size_of(batch)
+                ahead.batches.append(batch)
+                ahead.sizes.append(size)
+                ahead.size_bytes += size
+                ahead.position = batch[-1].offset + 1
+            self._changed.notify_all()
+
+    def _hear(self, error: KafkaError, message: KafkaMessage) -> None:
+        topic, partition = message.topic(), message.partition()
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:  # noqa: SLF001
+            ahead = self._ahead.get(TopicPartition(topic, partition))
+            if ahead is not None:
+                ahead.is_out_of_range = True
+        elif error.code() in TRANSIENT or error.code() in UNKNOWN_TOPIC:  # librdkafka tries again; the group tells
+            log.debug("%s: %s", self._conf.shown, error.str())
+        else:
+            raise meaning(error, f"reading {topic}/{partition} of {self._conf.shown}")
+
+    def _balance(self) -> None:
+        """Pause what nobody takes from, and resume it when it is half empty."""
+        most = max(PARTITION_BYTES_MIN, AHEAD_BYTES_MAX // max(1, len(self._ahead)))
+        full, low, gone = [], [], []
+        with self._changed:
+            for tp, ahead in self._ahead.items():
+                if not ahead.is_paused and ahead.size_bytes >= most:
+                    ahead.is_paused = True
+                    full.append(KafkaPartition(tp.topic, tp.partition))
+                elif ahead.is_paused and ahead.size_bytes < most // 2:
+                    ahead.is_paused = False
+                    low.append(KafkaPartition(tp.topic, tp.partition))
+                if ahead.is_out_of_range and not ahead.batches:  # what was read before it has been taken
+                    ahead.is_out_of_range = False
+                    gone.append((tp, ahead.position))
+        for tp, position in gone:
+            self._out_of_range(tp, position)
+        if full:
+            self._client.pause(full)
+        if low:
+            self._client.resume(low)
+
+
+def record_of(message: KafkaMessage) -> Record:
+    """A record as the port has it."""
+    headers = message.headers()
+    return Record(
+        message.offset(),  # type: ignore[arg-type]
+        message.timestamp()[1],
+        message.key(),  # type: ignore[arg-type]
+        message.value(),  # type: ignore[arg-type]
+        tuple((name, text or b"") for name, text in headers) if headers else (),  # type: ignore[misc]
+    )
+
+
+def _size_of(records: list[Record]) -> int:
+    return sum(len(record.value or b"") + len(record.key or b"") for record in records) + RECORD_BYTES * len(records)

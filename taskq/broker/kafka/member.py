@@ -1,0 +1,241 @@
+"""A member of a group: it is told by the group what it holds, and commits. A thread with a client of librdkafka.
+
+Its own fetching is always paused (fetcher.py does that), so that it can do the one thing that librdkafka's way of
+telling is bad at: take its time. When another member should have a partition, librdkafka calls back in the thread that
+polls, and takes the return of the call as the release. So that call waits here, for as long as the owner wants what runs in the
+partition to end. Meanwhile the member is alive (librdkafka's own thread sends heartbeats), and commits.
+
+It can't wait for ever: when somebody else joins or leaves meanwhile, all wait for this member to come along, and after
+`max.poll.interval.ms` the group goes on without it. A little sooner what was not released is given up, which costs
+another run of what runs in it, and not the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from attrs import define, field
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from taskq.broker.kafka.conf import Conf, log
+from taskq.broker.kafka.errors import NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of, meaning, telling
+from taskq.broker.port import TopicPartition
+from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized
+
+TURN_S: Final = 0.05
+"""How often to ask the client for news of the group, which it can't wake anybody for."""
+
+COMMIT_S: Final = 60.0
+"""How long a commit is tried while the brokers can't take it."""
+
+AGAIN_S: Final = 0.1
+
+GIVE_UP_AT: Final = 0.9
+"""Which part of `max.poll.interval.ms` the release of a partition may take."""
+
+_log = logging.getLogger("taskq.kafka")
+
+
+class Owner(Protocol):
+    """Who is told, in the member's thread."""
+
+    def on_assigned(self, tps: Sequence[TopicPartition], committed: Sequence[KafkaPartition]) -> None:
+        """These are ours; what is committed there. May raise BrokerError: it is asked again."""
+        ...
+
+    def on_asked(self, tps: Sequence[TopicPartition]) -> None:
+        """Another should have these."""
+        ...
+
+    def holds(self, tps: Sequence[TopicPartition]) -> list[TopicPartition]:
+        """Those of them that have not been released."""
+        ...
+
+    def on_lost(self, tps: Sequence[TopicPartition]) -> None: ...
+
+    def is_alive(self) -> bool:
+        """Whether the owner still takes what comes. If not, the group should go on without us."""
+        ...
+
+
+@define(eq=False)
+class _Commit:
+    """A commit that somebody waits for."""
+
+    offsets: list[KafkaPartition]
+    deadline: float
+    again_at: float = 0.0
+    done: threading.Event = field(factory=threading.Event)
+    error: BrokerError | None = None
+
+
+class Member:
+    """`commit`, `leave` and `close` are for others; all else happens in the thread."""
+
+    def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Callable[[str], object] | None) -> None:
+        self.id = ""
+        """As the group knows it. Empty until it has joined."""
+        self.error: BrokerError | None = None
+        """Why it can't be a member any more."""
+        self._conf = conf
+        self._group = group
+        self._owner = owner
+        self._news = threading.Condition()
+        self._commits: deque[_Commit] = deque()
+        self._leaves = False
+        self._is_closed = False
+        told = conf.member(group)
+        if stats is not None and "statistics.interval.ms" in told:
+            told["stats_cb"] = stats
+        with telling(f"joining group {group} on {conf.shown}"):
+            self._client = Consumer(told, logger=log)
+            self._client.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
+        self._thread = threading.Thread(target=self._run, name="taskq-kafka-member", daemon=True)
+        self._thread.start()
+
+    # -- for others
+
+    def commit(self, offsets: list[KafkaPartition]) -> None:
+        """Wait until they are stored. What can't be, since the group has gone on without us, is not: it tells."""
+        commit = _Commit(offsets, time.monotonic() + COMMIT_S)
+        with self._news:
+            self._commits.append(commit)
+            self._news.notify()
+        while not commit.done.wait(1.0):
+            if not self._thread.is_alive():
+                raise self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
+        if commit.error is not None:
+            raise commit.error
+
+    def leave(self) -> None:
+        with self._news:
+            self._leaves = True
+            self._news.notify()
+
+    def look(self) -> None:
+        """Something was released."""
+        with self._news:
+            self._news.notify()
+
+    def close(self) -> None:
+        with self._news:
+            self._is_closed = True
+            self._news.notify()
+        self._thread.join()
+
+    # -- in the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closed:
+                self._turn()
+        except Exception as error:
+            if not isinstance(error, BrokerError):
+                _log.exception("the member of group %s has ended", self._group)
+                error = BrokerError(f"group {self._group} on {self._conf.shown}: {type(error).__name__}: {error}")
+            self.error = error
+            self._owner.on_lost(self._owner.holds([]))
+        finally:
+            self._client.close()
+            for commit in self._commits:
+                commit.error = self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
+                commit.done.set()
+
+    def _turn(self) -> None:
+        with self._news:
+            if not self._commits and not self._leaves and not self._is_closed:
+                self._news.wait(TURN_S)
+            leaves, self._leaves = self._leaves, False
+        self._store()
+        if leaves:
+            self._client.unsubscribe()
+        if not self._owner.is_alive():
+            return
+        message = self._client.poll(0)
+        error = message.error() if message is not None else None
+        if error is not None:
+            self._hear(error)
+        if not self.id:
+            self.id = self._client.memberid() or ""
+
+    def _hear(self, error: KafkaError) -> None:
+        """An error that librdkafka tells of. Most it gets over by itself."""
+        told = meaning(error, f"group {self._group} on {self._conf.shown}")
+        if error.fatal() or isinstance(told, NotAuthorized):
+            raise told if isinstance(told, BrokerError) else BrokerError(str(told))
+        _log.debug("%s", told)
+
+    def _store(self) -> None:
+        """Commit what is to be committed, in order. What the brokers can't take now stays for the next time."""
+        while self._commits and self._commits[0].again_at <= time.monotonic():
+            commit = self._commits[0]
+            try:
+                self._client.commit(offsets=commit.offsets, asynchronous=False)
+            except KafkaException as error:
+                code = code_of(error)
+                if code in TRANSIENT and time.monotonic() < commit.deadline and not self._is_closed:
+                    commit.again_at = time.monotonic() + AGAIN_S
+                    return
+                if code in NOT_OURS or code in UNKNOWN_TOPIC:
+                    _log.info("group %s has gone on without this member: %s is not committed", self._group, commit.offsets)
+                else:
+                    told = meaning(error, f"committing of group {self._group} on {self._conf.shown}")
+                    commit.error = told if isinstance(told, BrokerError) else BrokerError(str(told))
+            self._commits.popleft()
+            commit.done.set()
+
+    # -- called back by the client, in the thread
+
+    def _assign(self, client: Consumer, partitions: list[KafkaPartition]) -> None:
+        self.id = client.memberid() or self.id
+        ours = [KafkaPartition(one.topic, one.partition, OFFSET_END) for one in partitions]
+        while partitions and not self._is_closed:
+            try:
+                committed = client.committed(partitions, timeout=self._conf.patience_s)
+                self._owner.on_assigned(_ours(partitions), committed)
+                break
+            except (KafkaException, BrokerError) as error:
+                _log.warning("what group %s has committed can't be read yet: %s", self._group, error)
+                with self._news:
+                    self._news.wait(1.0)
+        client.incremental_assign(ours)
+        if ours:
+            client.pause(ours)
+
+    def _revoke(self, client: Consumer, partitions: list[KafkaPartition]) -> None:
+        tps = _ours(partitions)
+        if not self._is_closed:
+            self._owner.on_asked(tps)
+        deadline = time.monotonic() + GIVE_UP_AT * self._conf.max_poll_s
+        while (held := self._owner.holds(tps)) and not self._is_closed:
+            if time.monotonic() >= deadline or not self._owner.is_alive():
+                _log.warning(
+                    "group %s has waited long enough for what runs in %s: it is given up",
+                    *(self._group, ", ".join(map(str, held))),
+                )
+                self._owner.on_lost(held)
+                break
+            with self._news:
+                if not self._commits:
+                    self._news.wait(TURN_S)
+            self._store()
+        client.incremental_unassign(partitions)
+
+    def _lose(self, client: Consumer, partitions: list[KafkaPartition]) -> None:
+        self._owner.on_lost(_ours(partitions))
+        client.incremental_unassign(partitions)
+
+
+def offsets_of(committed: Mapping[TopicPartition, tuple[int, str]]) -> list[KafkaPartition]:
+    """What to commit: offset and metadata of each."""
+    return [KafkaPartition(*tp, offset, metadata) for tp, (offset, metadata) in committed.items()]
+
+
+def _ours(partitions: Sequence[KafkaPartition]) -> list[TopicPartition]:
+    return [TopicPartition(one.topic, one.partition) for one in partitions]

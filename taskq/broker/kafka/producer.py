@@ -1,0 +1,190 @@
+"""Publishing: a call returns when the brokers have acknowledged, whatever the number of threads that publish.
+
+All producers of an opened broker share one client of librdkafka (`Outbox`), so that what many threads publish travels
+together. One thread takes the delivery reports off it as they come; whoever published waits for his own. The client is
+idempotent: what is sent again after an error is not there twice, and order is kept within a partition.
+
+What is being sent is bounded by `queue.buffering.max.*`: who would exceed it waits until there is room.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from attrs import define, field
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka import Message as KafkaMessage
+
+from taskq.broker.kafka.conf import Conf, log
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC, meaning, telling
+from taskq.broker.kafka.topics import Topics
+from taskq.broker.limits import check_size
+from taskq.broker.port import Headers, Message, WouldBlock
+from taskq.errors import BrokerUnavailable, ConfigError
+
+REPORTS_S: Final = 0.2
+"""How long to wait for delivery reports at a time; one that comes ends it."""
+
+IDLE_S: Final = 5.0
+"""How long after the last report the thread goes on, to see errors and to serve statistics."""
+
+ROOM_S: Final = 0.02
+"""How long to wait for room at a time."""
+
+
+class Outbox:
+    """The client of librdkafka. It begins anew in a forked child, where the parent's has no threads."""
+
+    def __init__(self, conf: Conf, stats: Callable[[str], object] | None) -> None:
+        self._conf = conf
+        self._stats = stats
+        self._lock = threading.Lock()
+        self._wanted = threading.Condition(self._lock)
+        self._client: Producer | None = None
+        self._pid = 0
+        self._left_to_parents: list[Producer | None] = []
+        """Never touched again: to close one would wait for threads that are not there."""
+        self._is_closed = False
+        self._unreported = 0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def client(self) -> Producer:
+        with self._lock:
+            if self._is_closed:
+                raise BrokerUnavailable(f"{self._conf.shown} has been closed")
+            if self._client is None or self._pid != os.getpid():
+                self._left_to_parents.append(self._client)
+                self._begin()
+            assert self._client is not None
+            return self._client
+
+    def _begin(self) -> None:
+        told: dict[str, Any] = self._conf.producer()
+        if self._stats is not None and "statistics.interval.ms" in told:
+            told["stats_cb"] = self._stats
+        with telling(f"opening a producer for {self._conf.shown}"):
+            self._client = Producer(told, logger=log)
+        self._pid = os.getpid()
+        self._unreported = 0
+        self._thread = threading.Thread(target=self._take_reports, args=(self._client,), name="taskq-kafka-reports", daemon=True)
+        self._thread.start()
+
+    def expect(self, count: int) -> None:
+        """So many reports will come."""
+        with self._wanted:
+            self._unreported += count
+            self._wanted.notify()
+
+    def reported(self, count: int) -> None:
+        with self._lock:
+            self._unreported -= count
+
+    def _take_reports(self, client: Producer) -> None:
+        while not self._is_closed:
+            client.poll(REPORTS_S)
+            with self._wanted:
+                if not self._unreported and not self._is_closed:
+                    self._wanted.wait(IDLE_S)
+
+    def close(self) -> None:
+        """What is being sent may still arrive: whoever sent it waits for that."""
+        with self._wanted:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._wanted.notify_all()
+            client, thread = self._client, self._thread
+            mine = self._pid == os.getpid()
+        if client is not None and thread is not None and mine:
+            client.flush(self._conf.patience_s)
+            thread.join(self._conf.patience_s)
+
+
+@define(eq=False)
+class _Delivery:
+    """Of records that are sent together."""
+
+    left: int
+    failed: int = 0
+    error: KafkaError | None = None
+    """The first one."""
+    place: tuple[int, int] = (-1, -1)
+    """Partition and offset of the last one that was reported."""
+    done: threading.Event = field(factory=threading.Event)
+
+    def report(self, error: KafkaError | None, message: KafkaMessage) -> None:
+        """Called in the thread that takes reports, once for each record."""
+        if error is not None:
+            self.error = self.error or error
+            self.failed += 1
+        else:
+            self.place = message.partition(), message.offset()  # type: ignore[assignment]
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+
+class KafkaProducer:
+    """See `taskq.broker.port.Producer`."""
+
+    def __init__(self, conf: Conf, outbox: Outbox, topics: Topics) -> None:
+        self._conf = conf
+        self._outbox = outbox
+        self._topics = topics
+
+    def send(
+        self, topic: str, value: bytes | None, key: bytes | None = None, headers: Headers = (), *, wait: bool = True
+    ) -> tuple[int, int]:
+        check_size(topic, value, key, headers)
+        if not wait:
+            raise WouldBlock
+        return self._send(topic, [Message(value, key, headers)])
+
+    def send_many(self, topic: str, messages: Sequence[Message]) -> None:
+        for value, key, headers in messages:
+            check_size(topic, value, key, headers)
+        self._topics.ensure(topic)
+        if messages:
+            self._send(topic, messages)
+
+    def close(self) -> None:
+        """Who sent something has waited until it was there."""
+
+    def _send(self, topic: str, messages: Sequence[Message]) -> tuple[int, int]:
+        self._topics.ensure(topic)
+        delivery = self._deliver(topic, messages)
+        if delivery.failed == len(messages) and delivery.error is not None and delivery.error.code() in UNKNOWN_TOPIC:
+            self._topics.forget(topic)  # it was deleted: now it is as on first use
+            self._topics.ensure(topic)
+            delivery = self._deliver(topic, messages)
+        if delivery.error is None:
+            return delivery.place
+        self._topics.forget(topic)
+        if delivery.error.code() == KafkaError.INVALID_RECORD:
+            raise ConfigError(f"topic {topic!r} is compacted: what is sent there needs a key ({delivery.error.str()})")
+        raise meaning(delivery.error, f"publishing to topic {topic!r} on {self._conf.shown}")
+
+    def _deliver(self, topic: str, messages: Sequence[Message]) -> _Delivery:
+        """Send, and wait until each was acknowledged or given up."""
+        client = self._outbox.client
+        delivery = _Delivery(len(messages))
+        produce, report = client.produce, delivery.report
+        self._outbox.expect(len(messages))
+        try:
+            with telling(f"publishing to topic {topic!r} on {self._conf.shown}"):
+                for value, key, headers in messages:
+                    while True:
+                        try:
+                            produce(topic, value, key, headers=list(headers), on_delivery=report)
+                            break
+                        except BufferError:  # as much as may be is on its way
+                            time.sleep(ROOM_S)
+            delivery.done.wait()
+        finally:
+            self._outbox.reported(len(messages))
+        return delivery

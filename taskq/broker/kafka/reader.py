@@ -1,0 +1,112 @@
+"""Looks at partitions without a group."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from taskq.broker.kafka.conf import log
+from taskq.broker.kafka.errors import TRANSIENT, meaning, telling
+from taskq.broker.kafka.fetcher import record_of
+from taskq.broker.kafka.lookup import Lookup
+from taskq.broker.port import Lost, PartitionBounds, Record, TopicPartition
+from taskq.errors import BrokerUnavailable
+
+_AT_ONCE = 1000
+
+
+class KafkaReader:
+    """See `taskq.broker.port.Reader`. Its client is opened with the first `read`, and goes on reading ahead."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._client: Consumer | None = None
+        self._tp: TopicPartition | None = None
+        self._position = 0
+        self._ahead: deque[Record] = deque()
+        """From `_position` on."""
+
+    def bounds(self, tp: TopicPartition) -> PartitionBounds:
+        self._lookup.check(tp)
+        return self._lookup.bounds(tp)
+
+    def read(
+        self,
+        tp: TopicPartition,
+        offset: int,
+        bytes_max: int = 1024 * 1024,
+        *,
+        lost: Callable[[Lost], object] | None = None,
+    ) -> list[Record]:
+        with self._lock:
+            if tp != self._tp or offset != self._position or not self._ahead:
+                bounds = self.bounds(tp)
+                offset = max(offset, bounds.start)
+                if offset >= bounds.end:
+                    return []
+                if tp != self._tp or offset != self._position:
+                    self._go(tp, offset)
+                self._fill()
+            return self._take(bytes_max)
+
+    def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
+        self._lookup.check(tp)
+        return self._lookup.offset_for(tp, timestamp_ms)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client = self._tp = None
+            self._ahead.clear()
+
+    # -- with the lock held
+
+    def _go(self, tp: TopicPartition, offset: int) -> None:
+        conf = self._lookup.conf
+        if self._client is None:
+            with telling(f"opening a consumer for {conf.shown}"):
+                self._client = Consumer(conf.fetcher() | {"enable.partition.eof": "true"}, logger=log)
+        self._client.assign([KafkaPartition(*tp, offset)])
+        self._tp, self._position = tp, offset
+        self._ahead.clear()
+
+    def _fill(self) -> None:
+        """Wait for records; also for the end, where the last ones are none that anybody sees (aborted, compacted)."""
+        assert self._client is not None
+        assert self._tp is not None
+        conf = self._lookup.conf
+        deadline = time.monotonic() + conf.patience_s
+        while not self._ahead:
+            first = self._client.poll(0.1)
+            for message in [first, *self._client.consume(_AT_ONCE, 0)] if first is not None else ():
+                error = message.error()
+                if error is None:
+                    self._ahead.append(record_of(message))
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - public
+                    if not self._ahead:
+                        return
+                elif error.code() not in TRANSIENT:
+                    self._tp = None
+                    raise meaning(error, f"reading {message.topic()}/{message.partition()} of {conf.shown}")
+            if not self._ahead and time.monotonic() > deadline:
+                raise BrokerUnavailable(f"nothing of {self._tp} has come from {conf.shown} in {conf.patience_s:.0f} s")
+
+    def _take(self, bytes_max: int) -> list[Record]:
+        taken: list[Record] = []
+        size = 0
+        while self._ahead:
+            record = self._ahead[0]
+            size += len(record.value or b"") + len(record.key or b"")
+            if taken and size > bytes_max:
+                break
+            taken.append(self._ahead.popleft())
+        if taken:
+            self._position = taken[-1].offset + 1
+        return taken

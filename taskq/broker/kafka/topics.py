@@ -1,0 +1,196 @@
+"""Topics on Kafka: looking them up, and creating what is not there, as configured."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicDescription
+
+from taskq.broker.kafka.conf import ENVELOPE_BYTES_MAX, Conf
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of, meaning, telling
+from taskq.broker.limits import check_partitions
+from taskq.broker.port import MESSAGE_BYTES_MAX
+from taskq.config import check_topic, did_you_mean
+from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
+from taskq.topics import DELAY, INTERNAL, TopicConfig, own_config, settings_for
+
+LOOK_S: Final = 0.05
+"""How often to look whether a new topic is there."""
+
+_NAMES: Final = {
+    "retention_ms": "retention.ms",
+    "retention_bytes": "retention.bytes",
+    "segment_bytes": "segment.bytes",
+    "segment_ms": "segment.ms",
+    "cleanup_policy": "cleanup.policy",
+    "delete_retention_ms": "delete.retention.ms",
+}
+"""Kafka has these settings too. It has no `unfinished`: it does not ask whether a group has finished what it removes."""
+
+
+class Topics:
+    """What a broker's parts know of topics. Threads share it."""
+
+    def __init__(
+        self,
+        conf: Conf,
+        client: Callable[[], AdminClient],
+        partitions_default: int,
+        replication: int,
+        configured: Mapping[str, TopicConfig],
+    ) -> None:
+        self._conf = conf
+        self._client = client
+        self._partitions_default = partitions_default
+        self._replication = replication
+        self._configured = configured
+        self._there: set[str] = set()
+        """Seen, or made."""
+        self._lock = threading.Lock()
+
+    def ensure(self, topic: str) -> None:
+        """Create it if it is not there."""
+        if topic in self._there:
+            return
+        check_topic(topic)
+        with self._lock:
+            if topic not in self._there:
+                if self.look(topic) is None:
+                    config = self._configured.get(topic) or TopicConfig()
+                    own = own_config(topic)
+                    partitions = config.partitions or own.partitions or self._partitions_default
+                    self.create(topic, partitions, config.replication, {**own.settings, **config.settings})
+                self._there.add(topic)
+
+    def forget(self, topic: str) -> None:
+        """It may have been deleted."""
+        self._there.discard(topic)
+
+    def look(self, topic: str) -> TopicDescription | None:
+        """The topic, if it is there."""
+        try:
+            return self.answer(self._client().describe_topics(TopicCollection([topic]), **self.within()), topic)
+        except KafkaException as error:
+            if code_of(error) in UNKNOWN_TOPIC:
+                return None
+            raise meaning(error, f"looking for topic {topic!r} on {self._conf.shown}") from error
+
+    def find(self, topic: str) -> TopicDescription:
+        """The topic. TopicNotFound if it is not there, with the names of those that are."""
+        found = self.look(check_topic(topic))
+        if found is None:
+            raise self.missing(topic)
+        return found
+
+    def missing(self, topic: str) -> TopicNotFound:
+        return TopicNotFound(f"there is no topic {topic!r} on {self._conf.shown}{did_you_mean(topic, self.names())}")
+
+    def names(self) -> list[str]:
+        """Of all topics but those that Kafka keeps for itself."""
+        with telling(f"listing the topics of {self._conf.shown}"):
+            topics = self._client().list_topics(timeout=self._conf.patience_s).topics
+        return sorted(name for name in topics if not name.startswith("__") or name.startswith(INTERNAL))
+
+    def create(self, topic: str, partitions: int, replication: int, settings: Mapping[str, int | str]) -> None:
+        """Create a topic and wait until it can be used. Nothing happens if another is just creating it."""
+        check_partitions(topic, partitions)
+        wanted = NewTopic(
+            topic,
+            num_partitions=partitions,
+            replication_factor=self._replication if replication < 0 else replication,
+            config=as_kafka(topic, settings),
+        )
+        try:
+            self.answer(self._client().create_topics([wanted], **self.within()), topic)
+        except KafkaException as error:
+            if code_of(error) == KafkaError.TOPIC_ALREADY_EXISTS:  # somebody else was quicker
+                partitions = 1
+            else:
+                raise meaning(error, f"creating topic {topic!r} on {self._conf.shown}") from error
+        self.wait_for(topic, partitions)
+
+    def wait_for(self, topic: str, partitions: int) -> None:
+        """Until it can be used, with so many partitions."""
+        self._wait(topic, lambda found: _can_be_used(found, partitions), "has no leaders yet")
+
+    def wait_until_gone(self, topic: str) -> None:
+        self.forget(topic)
+        self._wait(topic, lambda found: found is None, "is still there, though it was deleted")
+
+    def _wait(self, topic: str, is_well: Callable[[TopicDescription | None], bool], what: str) -> None:
+        deadline = time.monotonic() + self._conf.patience_s
+        while not is_well(self.look(topic)):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"topic {topic!r} on {self._conf.shown} {what}")
+            time.sleep(LOOK_S)
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """What the brokers say of it, by Kafka's names."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        with telling(f"describing topic {topic!r} on {self._conf.shown}"):
+            entries = self.answer(self._client().describe_configs([resource], **self.within()), resource)
+        return {name: entry.value for name, entry in entries.items()}
+
+    def within(self) -> dict[str, float]:
+        """How long an admin client may take."""
+        return {"request_timeout": self._conf.patience_s}
+
+    def answer(self, futures: Mapping[Any, Future[Any]], key: Any) -> Any:
+        """The answer of an admin client. Asks again by waiting only: it has tried for `patience_s` by itself."""
+        try:
+            return futures[key].result(self._conf.patience_s + 5)
+        except TimeoutError:
+            raise BrokerUnavailable(f"no answer from {self._conf.shown} in {self._conf.patience_s:.0f} s") from None
+
+
+def as_kafka(topic: str, settings: Mapping[str, int | str]) -> dict[str, str]:
+    """The configuration of a new topic.
+
+    All is said in full, so that a topic is the same whatever the defaults of the brokers are. Kafka can't keep a record
+    until all groups have finished it. What waits on the ladder of delays is therefore kept for ever, and removed by the
+    one group that reads it (`purges`); for all other topics it is their retention that counts.
+    """
+    if settings.get("unfinished") == "keep":
+        raise ConfigError(
+            f"topic {topic!r} can't have unfinished = 'keep' on Kafka, which removes records by age and size alone. "
+            "Give it a retention_ms longer than any backlog (or -1), and leave `unfinished` out"
+        )
+    whole = settings_for(topic, settings)
+    config = {kafka: str(getattr(whole, ours)) for ours, kafka in _NAMES.items()}
+    if purges(topic):
+        config["retention.ms"] = "-1"
+    config["max.message.bytes"] = str(ENVELOPE_BYTES_MAX)
+    assert ENVELOPE_BYTES_MAX > MESSAGE_BYTES_MAX
+    return config
+
+
+def altered(topic: str, settings: Mapping[str, int | str]) -> dict[str, str]:
+    """Settings that are to change, by Kafka's names."""
+    as_kafka(topic, settings)
+    return {_NAMES[name]: str(value) for name, value in settings.items() if name in _NAMES}
+
+
+def as_ours(config: Mapping[str, str]) -> dict[str, int | str]:
+    """The settings of a topic, by our names. What is removed is not asked for: `unfinished` is "delete"."""
+    ours: dict[str, int | str] = {"unfinished": "delete"}
+    for name, kafka in _NAMES.items():
+        if kafka in config:
+            ours[name] = config[kafka] if name == "cleanup_policy" else int(config[kafka])
+    return ours
+
+
+def purges(topic: str) -> bool:
+    """Whether the group that reads it removes what it has finished: only one group does, and nobody looks back."""
+    return topic.startswith(DELAY)
+
+
+def _can_be_used(found: TopicDescription | None, partitions: int) -> bool:
+    """Whether there are so many partitions, and each has a leader."""
+    if found is None or len(found.partitions) < partitions:
+        return False
+    return all(one.leader is not None and one.leader.id >= 0 for one in found.partitions)

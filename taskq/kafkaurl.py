@@ -1,0 +1,91 @@
+"""URLs of Kafka: `kafka://h1:9092,h2:9092?security.protocol=SSL&...`. Pure.
+
+What follows the question mark are librdkafka's own settings, by their own names. Some of them are secrets, so what is
+shown to people is `shown(url)`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qsl, urlencode
+
+from attrs import frozen
+
+from taskq.errors import ConfigError
+
+PORT: Final = 9092
+
+OURS: Final = frozenset(
+    "acks bootstrap.servers default.topic.config enable.auto.commit enable.auto.offset.store enable.idempotence "
+    "enable.partition.eof auto.commit.interval.ms auto.commit.enable auto.offset.reset allow.auto.create.topics "
+    "group.id metadata.broker.list request.required.acks transactional.id".split()
+)
+"""Settings that taskq's promises hang on."""
+
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
+_NAME = re.compile(r"[a-z0-9]+([._][a-z0-9]+)*", re.ASCII)
+
+
+@frozen
+class KafkaUrl:
+    servers: tuple[str, ...]
+    """HOST:PORT of some brokers; they know the others."""
+    settings: Mapping[str, str]
+    """librdkafka's."""
+
+    def __str__(self) -> str:
+        query = urlencode(dict(self.settings), safe="/:,@")
+        return self.shown + (f"?{query}" if query else "")
+
+    @property
+    def shown(self) -> str:
+        """Without the settings: there may be secrets among them."""
+        return f"kafka://{','.join(self.servers)}"
+
+
+def parse(url: str) -> KafkaUrl:
+    """Read a URL of Kafka. Raises ConfigError, which does not repeat the settings."""
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    if scheme.lower() != "kafka":
+        raise ConfigError(f"{scheme}: is not kafka://HOST:PORT,HOST:PORT,...")
+    if "@" in place:
+        raise ConfigError(
+            "a Kafka URL has no user before the host; write ?sasl.username=...&sasl.password=...&sasl.mechanism=... "
+            "after the hosts, and security.protocol=SASL_SSL"
+        )
+    servers = tuple(_server(one.strip(), place) for one in place.rstrip("/").split(","))
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=200)
+    except ValueError:
+        raise ConfigError(f"{KafkaUrl(servers, {}).shown}: after the ? come settings, as name=value&name=value") from None
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{KafkaUrl(servers, {}).shown} sets {min(twice)} twice")
+    return KafkaUrl(servers, check(dict(pairs)))
+
+
+def check(settings: Mapping[str, object]) -> dict[str, str]:
+    """Settings of librdkafka as text. Raises ConfigError for one that taskq needs to be as it is."""
+    checked = {}
+    for name, value in settings.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} can't be the name of a setting of librdkafka; one is socket.timeout.ms")
+        if name in OURS:
+            raise ConfigError(f"{name} can't be set: taskq sets it itself, and its promises hang on it")
+        if isinstance(value, bool):
+            value = "true" if value else "false"
+        if not isinstance(value, str | int | float):
+            raise ConfigError(f"{name} is neither text nor a number: {type(value).__name__}")
+        checked[name] = str(value)
+    return checked
+
+
+def _server(text: str, place: str) -> str:
+    match = _SERVER.fullmatch(text)
+    port = int(match[2] or PORT) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise ConfigError(f"'kafka://{place}' is not kafka://HOST:PORT,HOST:PORT,...")
+    return f"{match[1]}:{port}"

@@ -7,6 +7,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.kafka.fixtures"]
+
 settings.register_profile("shared-machine", deadline=None)
 # For `make crash`, which says --hypothesis-profile=crash.
 settings.register_profile(

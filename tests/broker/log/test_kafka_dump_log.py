@@ -16,17 +16,15 @@ from tests.broker.log.conftest import NOW_MS, OpenPartition, plain
 from tests.broker.log.segments import append_many, fill, logs
 from tests.broker.log.segments import batches as our_batches
 from tests.broker.log.test_partition import read_all, reboot
-from tests.kafka_tools import FETCH_S, DumpLogSegments, batches, fetch_jars
-from tests.needs import require
-
-pytestmark = pytest.mark.timeout(FETCH_S + 60)  # for the first test, which fetches the jars; each run has its own limit
+from tests.kafka.dump_log import DumpLogSegments, batches
+from tests.kafka.jars import Jars
 
 COMPLAINTS = ("Mismatches in", "Found timestamp mismatch", "out of order", "isvalid: false", "rror", "xception")
 
 
 @pytest.fixture(scope="session")
-def dump_log() -> DumpLogSegments:
-    return DumpLogSegments(require("java"), fetch_jars())
+def dump_log(kafka_jars: Jars) -> DumpLogSegments:
+    return DumpLogSegments(kafka_jars)
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from attrs import Factory, evolve, field, frozen
 
-from taskq import kafkaurl
+from taskq import urls
 from taskq.errors import ConfigError
 from taskq.topics import DEAD, INTERNAL, SETTING_NAMES, TopicConfig, check_said, parse_settings, parse_size
 
@@ -108,7 +107,7 @@ class Settings:
     kafka: Mapping[str, str] = field(factory=lambda: MappingProxyType({}), repr=False)
     """librdkafka's settings, `[tool.taskq.kafka]`. What the URL of a Kafka broker sets is stronger."""
     replication: int = -1
-    """How many brokers keep each partition of a topic that is created. -1: as the brokers are configured. Kafka only."""
+    """How many brokers of a cluster keep each partition of a topic that is created. -1: as they are configured."""
     directory_mode: str = "private"
     """Of an embedded broker's directory: "private" (0700, files 0600) or "group" (0770, files 0660)."""
 
@@ -147,11 +146,6 @@ def plain_settings(settings: Settings) -> dict[str, Any]:
     }
     plain = {name: getattr(settings, name) for name in _PARSERS}
     return {**plain, "topics": {topic: said for topic, said in topics.items() if said}, "kafka": dict(settings.kafka)}
-
-
-def broker_path(url: str) -> Path:
-    """Return the directory that an absolute `file:///...` URL names."""
-    return Path(unquote(urlsplit(url).path))
 
 
 def check_topic(name: object) -> str:
@@ -274,25 +268,11 @@ def _broker_url(value: Any, folder: Path) -> str:
     scheme = _SCHEME.match(text)
     if scheme is None:
         return Path(os.path.normpath(folder / Path(text).expanduser())).as_uri()
-    known = {"file": _file_url, "memory": _memory_url, "kafka": lambda text: str(kafkaurl.parse(text))}
+    known = {"file": urls.of_file, "memory": urls.of_memory, "kafka": urls.of_kafka}
     parse = known.get(scheme[1].lower())
     if parse is None:
         raise ConfigError(f"{text!r}: no broker is called {scheme[1]!r}{did_you_mean(scheme[1], known)}")
     return parse(text)
-
-
-def _file_url(text: str) -> str:
-    parts = urlsplit(text)
-    path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or not path.startswith("/") or parts.query or parts.fragment:
-        raise ConfigError(f"{text!r} is not file:///an/absolute/path; write a relative path without file:")
-    return Path(os.path.normpath(path)).as_uri()
-
-
-def _memory_url(text: str) -> str:
-    if text.lower() not in ("memory:", "memory://"):
-        raise ConfigError(f"{text!r}: nothing may follow memory:")
-    return "memory:"
 
 
 def _secrets(value: Any, folder: Path) -> tuple[bytes, ...]:
@@ -327,7 +307,7 @@ def _topic_config(topic: str, options: Any) -> TopicConfig:
     if not options:
         raise ConfigError(f"topic {topic!r} does not say anything; it may say: {', '.join(known)}")
     count = _partitions(options["partitions"], Path()) if "partitions" in options else None
-    copies = _replication(options.get("replication", -1), Path())
+    copies: int = _replication(options.get("replication", -1), Path())
     settings = parse_settings({key: value for key, value in options.items() if key in SETTING_NAMES})
     return TopicConfig(count, MappingProxyType(settings), copies)
 
@@ -335,11 +315,7 @@ def _topic_config(topic: str, options: Any) -> TopicConfig:
 def _kafka(value: Any, folder: Path) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{value!r} is not a table of librdkafka's settings")
-    return MappingProxyType(kafkaurl.check(value))
-
-
-def _replication(value: Any, folder: Path) -> int:
-    return -1 if str(value) == "-1" else int(_number(1, 100)(value, folder))
+    return MappingProxyType(urls.check_kafka(value))
 
 
 def _number(least: int, most: int, kind: type[int | float] = int) -> Callable[[Any, Path], Any]:
@@ -386,6 +362,7 @@ def _one_of(*known: str) -> Callable[[Any, Path], str]:
     return parse
 
 
+_replication = _number(-1, 100)
 _partitions = _number(1, 10_000)
 
 _PARSERS: Mapping[str, Callable[[Any, Path], Any]] = {

@@ -12,7 +12,6 @@ import pytest
 from taskq.config import (
     Durability,
     Settings,
-    broker_path,
     check_group,
     check_topic,
     did_you_mean,
@@ -22,6 +21,7 @@ from taskq.config import (
 )
 from taskq.errors import ConfigError
 from taskq.topics import TopicConfig
+from taskq.urls import path_of
 
 SECRET = "s" * 16
 
@@ -87,6 +87,11 @@ def test_a_relative_path_is_relative_to_what_says_it(tmp_path: Path) -> None:
         ("file://localhost/var", "file:///var"),
         ("memory:", "memory:"),
         ("kafka://h1:9092,h2:9092", "kafka://h1:9092,h2:9092"),
+        ("kafka://h1,[::1]:9/", "kafka://h1:9092,[::1]:9"),
+        (
+            "kafka://h1?sasl.password=a%26b&security.protocol=SASL_SSL",
+            "kafka://h1:9092?sasl.password=a%26b&security.protocol=SASL_SSL",
+        ),
     ],
 )
 def test_a_broker_becomes_an_absolute_url(tmp_path: Path, said: str, url: str) -> None:
@@ -96,8 +101,8 @@ def test_a_broker_becomes_an_absolute_url(tmp_path: Path, said: str, url: str) -
 def test_a_directory_of_any_name_survives_being_a_url(tmp_path: Path) -> None:
     folder = tmp_path / "a b#c?d%20e\N{LATIN SMALL LETTER E WITH ACUTE}"
 
-    assert broker_path(load(tmp_path, broker=folder).broker) == folder
-    assert broker_path(load(tmp_path, broker=load(tmp_path, broker=folder).broker).broker) == folder
+    assert path_of(load(tmp_path, broker=folder).broker) == folder
+    assert path_of(load(tmp_path, broker=load(tmp_path, broker=folder).broker).broker) == folder
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,13 @@ def test_a_directory_of_any_name_survives_being_a_url(tmp_path: Path) -> None:
         "redis://localhost",
         "memory:x",
         "kafka://",
-        "kafka://h1",
+        "kafka://h1,",
+        "kafka://user@h1",
+        "kafka://h1?linger.ms",
+        "kafka://h1?linger.ms=1&linger.ms=2",
+        "kafka://h1?group.id=mine",
+        "kafka://h1?acks=1",
+        "kafka://h1?Linger=1",
         "kafka://h:0",
         "a\0b",
     ],

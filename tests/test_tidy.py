@@ -36,7 +36,7 @@ CONFINED = {
     },
     "socketserver": {"taskq/worker/http.py"},
     "prometheus_client": {"taskq/metrics.py"},
-    "confluent_kafka": {"taskq/broker/kafka.py"},
+    "confluent_kafka": {"taskq/broker/kafka/*"},
     "watchfiles": {"taskq/worker/reload.py"},
     "cloudpickle": {"taskq/serializers.py"},
     "pickle": {"taskq/serializers.py"},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from taskq.config import Durability, Settings, broker_path
+from taskq.config import Durability, Settings
 from taskq.errors import ConfigError
+from taskq.urls import path_of
 
 if TYPE_CHECKING:
     from taskq.broker.port import Broker
@@ -18,7 +19,7 @@ def connect(settings: Settings) -> Broker:
         from taskq.broker.embedded import EmbeddedBroker
 
         return EmbeddedBroker(
-            str(broker_path(settings.broker)),
+            str(path_of(settings.broker)),
             durability=Durability.parse(settings.durability),
             partitions_default=settings.partitions,
             topics=settings.topics,
@@ -34,7 +35,7 @@ def connect(settings: Settings) -> Broker:
 
 
 def _kafka(settings: Settings) -> Broker:
-    from taskq.kafkaurl import parse
+    from taskq.urls import parse_kafka
 
     try:
         from taskq.broker.kafka import KafkaBroker
@@ -42,7 +43,7 @@ def _kafka(settings: Settings) -> Broker:
         if (error.name or "").partition(".")[0] != "confluent_kafka":
             raise
         raise ConfigError(
-            f"{parse(settings.broker).shown}: needs librdkafka, which is not installed: pip install 'taskq[kafka]'"
+            f"{parse_kafka(settings.broker).shown} needs what is not installed: pip install 'taskq[kafka]'"
         ) from None
     return KafkaBroker(
         settings.broker,

@@ -34,9 +34,9 @@ from taskq.topics import TopicSettings
 MESSAGE_BYTES_MAX = 1024 * 1024
 """Limit of one record's key, value and headers together, in bytes. Kafka's default `message.max.bytes` is the same."""
 
-COMMIT_METADATA_BYTES_MAX = 3072
-"""Limit of the progress kept with a committed offset, in bytes. As base64 it is what Kafka's default
-`offset.metadata.max.bytes` of 4,096 lets through."""
+COMMIT_METADATA_BYTES_MAX = 3000
+"""Limit of the progress kept with a committed offset, in bytes. As base64 it is less than what Kafka's default of
+`offset.metadata.max.bytes`, 4,096, lets through."""
 
 PARTITIONS_DEFAULT = 8
 

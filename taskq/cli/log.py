@@ -53,12 +53,12 @@ def verify_log(path: str | None, broker: str | None, as_json: bool) -> None:
 def _data_directory(broker: str | None) -> str:
     """The directory of the broker that is configured."""
     from taskq.cli.brokers import settings_of
-    from taskq.config import broker_path
+    from taskq.urls import path_of
 
     url = settings_of(broker).broker
     if not url.startswith("file:"):
         raise click.UsageError(f"the broker {url} has no data directory; name a PATH")
-    return str(broker_path(url))
+    return str(path_of(url))
 
 
 @contextmanager

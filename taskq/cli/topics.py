@@ -61,9 +61,12 @@ def list_topics(show_all: bool, broker: str | None, as_json: bool) -> None:
 @options.setting(
     "--partitions", of="partitions", type=click.IntRange(1), metavar="N", help="How many. Can't be reduced later."
 )
+@click.option("--replication", "copies", type=click.IntRange(1), metavar="N", help="How many brokers keep it (Kafka).")
 @_set
 @options.broker
-def create_topic(topic: str, partitions: int | None, given: Sequence[str], broker: str | None) -> None:
+def create_topic(
+    topic: str, partitions: int | None, copies: int | None, given: Sequence[str], broker: str | None
+) -> None:
     """Create TOPIC. Topics are created on first use too; this is for another number of partitions, or settings."""
     from taskq.cli.brokers import opened, settings_of
     from taskq.config import check_new_topic
@@ -73,7 +76,9 @@ def create_topic(topic: str, partitions: int | None, given: Sequence[str], broke
     configured = settings_of(broker).topics.get(topic, TopicConfig())
     count = partitions or configured.partitions or settings_of(broker).partitions
     with opened(broker) as found:
-        found.admin().create_topic(topic, count, **{**configured.settings, **_parse(topic, given)})
+        found.admin().create_topic(
+            topic, count, replication=copies or configured.replication, **{**configured.settings, **_parse(topic, given)}
+        )
     click.echo(f"{topic}: {count} partitions")
 
 

@@ -13,6 +13,9 @@ from taskq.topics import CONTROL, CONTROL_MS
 
 _log = logging.getLogger("taskq.worker")
 
+REMOTE_INTERVAL_S = 0.1
+"""How often to look where that costs a round trip."""
+
 _TP = TopicPartition(CONTROL, 0)
 
 
@@ -25,9 +28,15 @@ class Cancels:
         broker.producer().send_many(CONTROL, [])  # so that there is one to read
         self._reader = broker.reader()
         self._next = 0
+        self._interval_s = REMOTE_INTERVAL_S if broker.is_remote else 0.0
+        self._look_at = 0.0
 
     def refresh(self) -> set[Id]:
-        """Read what has come since the last time: the ids that are new, or again. Looking costs next to nothing."""
+        """Read what has come since the last time: the ids that are new, or again. Looking must cost next to nothing."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return set()
+        self._look_at = now + self._interval_s
         new: dict[Id, int] = {}
         try:
             while self._reader.bounds(_TP).end > self._next:

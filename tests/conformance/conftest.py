@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 
 from taskq.broker.port import Admin, Broker, Producer, Reader
-from tests.conformance.engines import ENGINES, Engine
+from tests.conformance.engines import ENGINES, Engine, on_kafka
 from tests.conformance.members import Member
+from tests.kafka.cluster import Cluster
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, pytest.param("kafka", marks=pytest.mark.kafka)])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return ENGINES[request.param]
+    if request.param != "kafka":
+        return ENGINES[request.param]
+    cluster: Cluster = request.getfixturevalue("kafka")
+    cluster.reset()
+    return on_kafka(cluster.bootstrap)
 
 
 @pytest.fixture
 def broker(engine: Engine, tmp_path: Path) -> Generator[Broker]:
     broker = engine.open(tmp_path)
-    if broker.url.startswith("kafka"):
-        reset(broker)
     yield broker
     broker.close()
 
@@ -53,20 +56,3 @@ def join(broker: Broker) -> Generator[Callable[..., Member]]:
     yield join
     for member in members:
         member.consumer.close()
-
-
-def reset(broker):
-    client = broker._client()
-    names = broker._topics.names()
-    if names:
-        for f in client.delete_topics(names).values():
-            f.result()
-    for g in [x.group_id for x in client.list_consumer_groups().result().valid]:
-        for f in client.delete_consumer_groups([g]).values():
-            try:
-                f.result()
-            except Exception as e:
-                print(e)
-    import time
-    while broker._topics.names():
-        time.sleep(0.02)

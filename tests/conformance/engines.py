@@ -1,7 +1,7 @@
 """The brokers that are held to the suite, and the few things that differ between them.
 
 To add one: a function that opens it, empty, with PARTITIONS partitions per topic and TOPICS as configured, and a line
-in ENGINES. Where it needs a program that a machine may not have, it asks for it with `tests.needs`.
+in ENGINES. What needs a server is added by a fixture (conftest.py).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.memory import MemoryBroker
 from taskq.broker.port import Broker
-from taskq.topics import TopicConfig
+from taskq.topics import TopicConfig, TopicSettings
 
 PARTITIONS = 4
 TOPICS: Mapping[str, int] = {"single": 1, "double": 2}
@@ -27,20 +27,37 @@ class Engine:
     """Open the broker whose data, if it has any on disk, is in this directory."""
     keep_s: str
     """Name of what says how long a partition is left alone after `keep`."""
-
-
-def _kafka(path: Path) -> Broker:
-    from taskq.broker.kafka import KafkaBroker
-    import os
-
-    return KafkaBroker(os.environ["TASKQ_TEST_KAFKA"] + "?topic.metadata.refresh.interval.ms=500", PARTITIONS, _CONFIGURED)
+    defaults: TopicSettings = Factory(TopicSettings)
+    """Of a topic of which nothing was said."""
+    is_remote: bool = False
+    """What members do is heard of a little later, and topics that were deleted are missed a little later."""
 
 
 ENGINES = {
-    "kafka": Engine(_kafka, "taskq.broker.kafka.consumer.KEEP_S"),
     "memory": Engine(lambda path: MemoryBroker(PARTITIONS, _CONFIGURED), "taskq.broker.memory.KEEP_S"),
     "embedded": Engine(
         lambda path: EmbeddedBroker(str(path / "log"), partitions_default=PARTITIONS, topics=_CONFIGURED),
         "taskq.broker.consumer.KEEP_S",
     ),
 }
+
+
+KAFKA = {
+    "heartbeat.interval.ms": "100",  # how soon members hear of each other
+    "session.timeout.ms": "6000",
+    "topic.metadata.refresh.interval.ms": "300",  # and of partitions
+}
+
+
+def on_kafka(servers: str) -> Engine:
+    """The engine for a cluster, which its fixture empties for each test."""
+    from taskq.broker.kafka import KafkaBroker
+
+    return Engine(
+        lambda path: KafkaBroker(
+            f"kafka://{servers}", PARTITIONS, _CONFIGURED, replication=1 + servers.count(","), settings=KAFKA
+        ),
+        "taskq.broker.kafka.consumer.KEEP_S",
+        TopicSettings(unfinished="delete"),
+        is_remote=True,
+    )

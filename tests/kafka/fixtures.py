@@ -1,10 +1,13 @@
 """`kafka`: a real Kafka for tests, one node for each process that runs them, emptied in 50 ms by `kafka.reset()`.
 
+TASKQ_TEST_KAFKA_NODES=3 makes it three nodes.
+
 Where it can't be had, what needs it is skipped or fails, as `tests.needs` says.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 
 import pytest
@@ -49,7 +52,7 @@ def kafka_jars(pytestconfig: pytest.Config) -> Jars:
 @pytest.fixture(scope="session")
 def kafka(kafka_jars: Jars, tmp_path_factory: pytest.TempPathFactory) -> Generator[Cluster]:
     """One node. Others use it too: `reset()` before you look at all there is."""
-    yield from _cluster(tmp_path_factory, 1)
+    yield from _cluster(tmp_path_factory, int(os.environ.get("TASKQ_TEST_KAFKA_NODES", "1")))
 
 
 @pytest.fixture(scope="module")

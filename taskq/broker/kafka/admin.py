@@ -1,8 +1,12 @@
 """Topics and groups, as people and the exporter see them."""
 
+# What the client's documentation imports from confluent_kafka.admin is not re-exported as type checkers want it.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
 from confluent_kafka.admin import (
@@ -102,8 +106,8 @@ class KafkaAdmin:
             futures = self._client().describe_consumer_groups([group], **self._topics.within())
             for member in self._topics.answer(futures, group).members:
                 held = [TopicPartition(one.topic, one.partition) for one in member.assignment.topic_partitions]
-                members[member.member_id] = tuple(sorted({tp.topic for tp in held}))
-                owners |= dict.fromkeys(held, member.member_id)
+                members[str(member.member_id)] = tuple(sorted({tp.topic for tp in held}))
+                owners |= dict.fromkeys(held, str(member.member_id))
         except KafkaException as error:
             if code_of(error) != KafkaError.GROUP_ID_NOT_FOUND:
                 raise meaning(error, f"describing group {group} on {self._shown}") from error
@@ -128,12 +132,10 @@ class KafkaAdmin:
             if one.offset >= 0
         }
 
-    def _do(self, futures: Mapping[object, object], key: object, topic: str) -> None:
+    def _do(self, futures: Mapping[Any, Future[Any]], key: object, topic: str) -> None:
         try:
-            self._topics.answer(futures, key)  # type: ignore[arg-type]
+            self._topics.answer(futures, key)
         except KafkaException as error:
             if code_of(error) in UNKNOWN_TOPIC:
                 raise self._topics.missing(topic) from None
             raise meaning(error, f"changing topic {topic!r} on {self._shown}") from error
-
-

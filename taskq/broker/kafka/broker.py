@@ -1,5 +1,7 @@
 """What `connect` opens for `kafka://...`."""
 
+# What the client's documentation imports from confluent_kafka.admin is not re-exported as type checkers want it.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import os
@@ -19,8 +21,8 @@ from taskq.broker.kafka.reader import KafkaReader
 from taskq.broker.kafka.topics import Topics
 from taskq.broker.port import PARTITIONS_DEFAULT
 from taskq.errors import BrokerUnavailable
-from taskq.kafkaurl import parse
 from taskq.topics import TopicConfig
+from taskq.urls import parse_kafka
 
 
 class KafkaBroker:
@@ -39,7 +41,7 @@ class KafkaBroker:
         stats: Callable[[str], object] | None = None,
     ) -> None:
         """`settings` are librdkafka's; those in `url` are stronger. `stats` is given its statistics, as JSON."""
-        parsed = parse(url)
+        parsed = parse_kafka(url)
         self._conf = Conf(parsed.servers, {**settings, **parsed.settings})
         self._lock = threading.Lock()
         self._admin: AdminClient | None = None
@@ -66,7 +68,7 @@ class KafkaBroker:
 
     def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> KafkaConsumer:
         self._check_open()
-        consumer = KafkaConsumer(self._lookup, self._topics, group, topics, is_strict=offset_reset == "error")
+        consumer = KafkaConsumer(self._lookup, group, topics, is_strict=offset_reset == "error")
         self._parts.append(consumer)
         return consumer
 

@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from taskq.broker.kafka.fetcher import Fetcher
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.member import Member, offsets_of
-from taskq.broker.kafka.topics import Topics, purges
+from taskq.broker.kafka.topics import purges
 from taskq.broker.limits import check_progress
 from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
 from taskq.config import check_group
@@ -51,12 +51,12 @@ class _News:
 class KafkaConsumer:
     """See `taskq.broker.port.Consumer`."""
 
-    def __init__(self, lookup: Lookup, topics: Topics, group: str, subscribed: Sequence[str], *, is_strict: bool) -> None:
+    def __init__(self, lookup: Lookup, group: str, subscribed: Sequence[str], *, is_strict: bool) -> None:
         check_group(group)
         for topic in subscribed:
-            topics.ensure(topic)
+            lookup.topics.ensure(topic)
         self._lookup = lookup
-        self._topics = topics
+        self._topics = lookup.topics
         self._conf = lookup.conf
         self._is_strict = is_strict
         self._changed = threading.Condition()
@@ -194,9 +194,9 @@ class KafkaConsumer:
 
     def on_assigned(self, tps: Sequence[TopicPartition], committed: Sequence[KafkaPartition]) -> None:
         new = [tp for tp, one in zip(tps, committed, strict=True) if one.offset < 0]
-        starts = self._lookup.starts(new) if new else {}
+        bounds = self._lookup.all_bounds(new) if new else {}
         found = {
-            tp: Committed(starts[tp]) if tp in starts else Committed(one.offset, metadata_of(one))
+            tp: Committed(bounds[tp].start) if tp in bounds else Committed(one.offset, metadata_of(one))
             for tp, one in zip(tps, committed, strict=True)
         }
         with self._changed:
@@ -282,7 +282,7 @@ class KafkaConsumer:
 
 
 def metadata_of(committed: KafkaPartition) -> bytes:
-    """What was committed beside the offset. Other programs may have written something else there: it is told as it is."""
+    """What was committed beside the offset. What other programs may have written there is told as it is."""
     text = committed.metadata or ""
     try:
         return b64decode(text, validate=True)

@@ -23,8 +23,8 @@ from taskq.errors import (
 UNKNOWN_TOPIC: Final = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - public, and named so since librdkafka's own errors are below zero
-        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
         KafkaError.UNKNOWN_TOPIC_ID,
         KafkaError.INCONSISTENT_TOPIC_ID,
     }
@@ -45,14 +45,14 @@ TRANSIENT: Final = frozenset(
         KafkaError.NOT_ENOUGH_REPLICAS,
         KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
         KafkaError.STALE_MEMBER_EPOCH,
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._TIMED_OUT,  # noqa: SLF001
-        KafkaError._TIMED_OUT_QUEUE,  # noqa: SLF001
-        KafkaError._MSG_TIMED_OUT,  # noqa: SLF001
-        KafkaError._WAIT_COORD,  # noqa: SLF001
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
-        KafkaError._RESOLVE,  # noqa: SLF001
-        KafkaError._RETRY,  # noqa: SLF001
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._WAIT_COORD,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._RETRY,
     }
 )
 """What may be otherwise the next time."""
@@ -63,8 +63,8 @@ NOT_OURS: Final = frozenset(
         KafkaError.UNKNOWN_MEMBER_ID,
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError.FENCED_MEMBER_EPOCH,
-        KafkaError._STATE,  # noqa: SLF001
-        KafkaError._FENCED,  # noqa: SLF001
+        KafkaError._STATE,
+        KafkaError._FENCED,
     }
 )
 """The group has gone on without the member that asks."""
@@ -77,8 +77,8 @@ _MEANING: Final[dict[int, type[TaskqError]]] = {
     KafkaError.GROUP_AUTHORIZATION_FAILED: NotAuthorized,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: NotAuthorized,
     KafkaError.SASL_AUTHENTICATION_FAILED: NotAuthorized,
-    KafkaError._AUTHENTICATION: NotAuthorized,  # noqa: SLF001
-    KafkaError._SSL: NotAuthorized,  # noqa: SLF001
+    KafkaError._AUTHENTICATION: NotAuthorized,
+    KafkaError._SSL: NotAuthorized,
     KafkaError.INVALID_RECORD: ConfigError,
     KafkaError.INVALID_CONFIG: ConfigError,
     KafkaError.INVALID_PARTITIONS: ConfigError,
@@ -87,7 +87,7 @@ _MEANING: Final[dict[int, type[TaskqError]]] = {
     KafkaError.POLICY_VIOLATION: ConfigError,
     KafkaError.TOPIC_ALREADY_EXISTS: ConfigError,
     KafkaError.TOPIC_EXCEPTION: ConfigError,
-    KafkaError._INVALID_ARG: ConfigError,  # noqa: SLF001
+    KafkaError._INVALID_ARG: ConfigError,
     KafkaError.KAFKA_STORAGE_ERROR: StorageError,
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, cast
 
 from attrs import define, field
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -58,7 +58,9 @@ class _Ahead:
 class Fetcher:
     """`add`, `remove` and `take` may be called by others; `changed` is notified when there is something new."""
 
-    def __init__(self, conf: Conf, changed: threading.Condition, out_of_range: Callable[[TopicPartition, int], None]) -> None:
+    def __init__(
+        self, conf: Conf, changed: threading.Condition, out_of_range: Callable[[TopicPartition, int], None]
+    ) -> None:
         """`out_of_range` is called, in this thread, with a partition and an offset that is not there."""
         self._conf = conf
         self._changed = changed
@@ -168,7 +170,7 @@ class Fetcher:
 
     def _hear(self, error: KafkaError, message: KafkaMessage) -> None:
         topic, partition = message.topic(), message.partition()
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:  # noqa: SLF001
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:
             ahead = self._ahead.get(TopicPartition(topic, partition))
             if ahead is not None:
                 ahead.is_out_of_range = True
@@ -206,9 +208,9 @@ def record_of(message: KafkaMessage) -> Record:
     return Record(
         message.offset(),  # type: ignore[arg-type]
         message.timestamp()[1],
-        message.key(),  # type: ignore[arg-type]
-        message.value(),  # type: ignore[arg-type]
-        tuple((name, text or b"") for name, text in headers) if headers else (),  # type: ignore[misc]
+        message.key(),
+        message.value(),
+        tuple((name, text or b"") for name, text in cast("list[tuple[str, bytes | None]]", headers)) if headers else (),
     )
 
 

@@ -1,7 +1,10 @@
 """Questions about offsets, which an admin client answers."""
 
+# What the client's documentation imports from confluent_kafka.admin is not re-exported as type checkers want it.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Final
@@ -18,10 +21,10 @@ from taskq.broker.port import PartitionBounds, TopicPartition
 from taskq.config import check_topic
 from taskq.errors import BrokerUnavailable, TaskqError, TopicNotFound
 
-_EARLIEST: Final = OffsetSpec.earliest()
-_LATEST: Final = OffsetSpec.latest()
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
-Asked = Mapping[KafkaPartition, Future[ListOffsetsResultInfo]]
+AGAIN_S: Final = 0.1
 
 
 @frozen
@@ -44,19 +47,13 @@ class Lookup:
 
     def all_bounds(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, PartitionBounds]:
         """Of all of them at once. TopicNotFound if one is not there."""
-        client = self.client()
-        asked = [self._ask(client, dict.fromkeys(tps, spec)) for spec in (_EARLIEST, _LATEST)]
-        starts, ends = (self._answers(futures) for futures in asked)
+        starts, ends = self._offsets(dict.fromkeys(tps, _EARLIEST), dict.fromkeys(tps, _LATEST))
         return {tp: PartitionBounds(starts[tp], ends[tp]) for tp in tps}
-
-    def starts(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return {tp: bounds.start for tp, bounds in self.all_bounds(tps).items()}
 
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
         """The earliest offset whose record is not older; the end if there is none."""
-        spec = OffsetSpec.for_timestamp(max(0, timestamp_ms))
-        offset = self._answers(self._ask(self.client(), {tp: spec}))[tp]
-        return self.bounds(tp).end if offset < 0 else offset
+        (found,) = self._offsets({tp: OffsetSpec.for_timestamp(max(0, timestamp_ms))})
+        return self.bounds(tp).end if found[tp] < 0 else found[tp]
 
     def purge(self, below: Mapping[TopicPartition, int]) -> None:
         """Remove what is below these offsets. That it fails is no harm: it is tried again with the next."""
@@ -64,10 +61,23 @@ class Lookup:
         for future in self.client().delete_records(wanted, **self.topics.within()).values():
             future.add_done_callback(_tell)
 
-    def _ask(self, client: AdminClient, specs: Mapping[TopicPartition, OffsetSpec]) -> Asked:
-        return client.list_offsets({KafkaPartition(*tp): spec for tp, spec in specs.items()}, **self.topics.within())
+    def _offsets(self, *asked: Mapping[TopicPartition, OffsetSpec]) -> list[dict[TopicPartition, int]]:
+        """The answers to each of these. While leaders move it asks again."""
+        deadline = time.monotonic() + self.conf.patience_s
+        while True:
+            client = self.client()
+            futures = [
+                client.list_offsets({KafkaPartition(*tp): spec for tp, spec in specs.items()}, **self.topics.within())
+                for specs in asked
+            ]
+            try:
+                return [self._answers(one) for one in futures]
+            except BrokerUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(AGAIN_S)
 
-    def _answers(self, asked: Asked) -> dict[TopicPartition, int]:
+    def _answers(self, asked: Mapping[KafkaPartition, Future[ListOffsetsResultInfo]]) -> dict[TopicPartition, int]:
         answers = {}
         for one in asked:
             tp = TopicPartition(one.topic, one.partition)
@@ -83,7 +93,7 @@ class Lookup:
         if found is None or tp.partition >= len(found.partitions):
             return TopicNotFound(f"there is no {tp} on {self.conf.shown}")
         told = meaning(error, f"looking at {tp} of {self.conf.shown}")
-        return BrokerUnavailable(str(told)) if code_of(error) == KafkaError._NOENT else told  # noqa: SLF001 - public
+        return BrokerUnavailable(str(told)) if code_of(error) == KafkaError._NOENT else told
 
 
 def _tell(future: Future[object]) -> None:

@@ -1,9 +1,9 @@
 """A member of a group: it is told by the group what it holds, and commits. A thread with a client of librdkafka.
 
-Its own fetching is always paused (fetcher.py does that), so that it can do the one thing that librdkafka's way of
-telling is bad at: take its time. When another member should have a partition, librdkafka calls back in the thread that
-polls, and takes the return of the call as the release. So that call waits here, for as long as the owner wants what runs in the
-partition to end. Meanwhile the member is alive (librdkafka's own thread sends heartbeats), and commits.
+Its own fetching is always paused (fetcher.py does that), so that it can do what librdkafka's way of telling makes hard:
+take its time. When another member should have a partition, librdkafka calls back in the thread that polls, and takes
+the return of the call as the release. So that call waits here until the owner says that what runs in the partition has
+ended. Meanwhile the member is alive (librdkafka's own thread sends heartbeats), and commits.
 
 It can't wait for ever: when somebody else joins or leaves meanwhile, all wait for this member to come along, and after
 `max.poll.interval.ms` the group goes on without it. A little sooner what was not released is given up, which costs
@@ -78,7 +78,9 @@ class _Commit:
 class Member:
     """`commit`, `leave` and `close` are for others; all else happens in the thread."""
 
-    def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Callable[[str], object] | None) -> None:
+    def __init__(
+        self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Callable[[str], object] | None
+    ) -> None:
         self.id = ""
         """As the group knows it. Empty until it has joined."""
         self.error: BrokerError | None = None
@@ -183,7 +185,9 @@ class Member:
                     commit.again_at = time.monotonic() + AGAIN_S
                     return
                 if code in NOT_OURS or code in UNKNOWN_TOPIC:
-                    _log.info("group %s has gone on without this member: %s is not committed", self._group, commit.offsets)
+                    _log.info(
+                        "group %s has gone on without this member: %s is not committed", self._group, commit.offsets
+                    )
                 else:
                     told = meaning(error, f"committing of group {self._group} on {self._conf.shown}")
                     commit.error = told if isinstance(told, BrokerError) else BrokerError(str(told))

@@ -71,7 +71,9 @@ class Outbox:
             self._client = Producer(told, logger=log)
         self._pid = os.getpid()
         self._unreported = 0
-        self._thread = threading.Thread(target=self._take_reports, args=(self._client,), name="taskq-kafka-reports", daemon=True)
+        self._thread = threading.Thread(
+            target=self._take_reports, args=(self._client,), name="taskq-kafka-reports", daemon=True
+        )
         self._thread.start()
 
     def expect(self, count: int) -> None:

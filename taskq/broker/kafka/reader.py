@@ -89,7 +89,7 @@ class KafkaReader:
                 error = message.error()
                 if error is None:
                     self._ahead.append(record_of(message))
-                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - public
+                elif error.code() == KafkaError._PARTITION_EOF:
                     if not self._ahead:
                         return
                 elif error.code() not in TRANSIENT:

@@ -1,5 +1,7 @@
 """Topics on Kafka: looking them up, and creating what is not there, as configured."""
 
+# What the client's documentation imports from confluent_kafka.admin is not re-exported as type checkers want it.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import threading
@@ -30,7 +32,7 @@ _NAMES: Final = {
     "cleanup_policy": "cleanup.policy",
     "delete_retention_ms": "delete.retention.ms",
 }
-"""Kafka has these settings too. It has no `unfinished`: it does not ask whether a group has finished what it removes."""
+"""Kafka has these too. It has no `unfinished`: it does not ask whether a group has finished what it removes."""
 
 
 class Topics:
@@ -74,7 +76,8 @@ class Topics:
     def look(self, topic: str) -> TopicDescription | None:
         """The topic, if it is there."""
         try:
-            return self.answer(self._client().describe_topics(TopicCollection([topic]), **self.within()), topic)
+            found = self._client().describe_topics(TopicCollection([topic]), **self.within())
+            return self.answer(found, topic)  # type: ignore[no-any-return]
         except KafkaException as error:
             if code_of(error) in UNKNOWN_TOPIC:
                 return None
@@ -193,4 +196,9 @@ def _can_be_used(found: TopicDescription | None, partitions: int) -> bool:
     """Whether there are so many partitions, and each has a leader."""
     if found is None or len(found.partitions) < partitions:
         return False
-    return all(one.leader is not None and one.leader.id >= 0 for one in found.partitions)
+    return all(_leader(one) >= 0 for one in found.partitions)
+
+
+def _leader(partition: Any) -> int:
+    """The node that leads it, or -1. The client's types say that there always is one."""
+    return -1 if partition.leader is None else int(partition.leader.id)

@@ -1,15 +1,17 @@
-"""URLs of Kafka: `kafka://h1:9092,h2:9092?security.protocol=SSL&...`. Pure.
+"""URLs of brokers: `file:///path`, `memory:` and `kafka://h1:9092,h2:9092?security.protocol=SSL&...`. Pure.
 
-What follows the question mark are librdkafka's own settings, by their own names. Some of them are secrets, so what is
-shown to people is `shown(url)`.
+What follows the question mark of the last are librdkafka's own settings, by their own names. Some of them are secrets,
+so what is shown to people is `KafkaUrl.shown`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from attrs import frozen
 
@@ -28,8 +30,36 @@ _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", 
 _NAME = re.compile(r"[a-z0-9]+([._][a-z0-9]+)*", re.ASCII)
 
 
+def of_file(text: str) -> str:
+    """As it is written everywhere. Raises ConfigError if it is not absolute."""
+    parts = urlsplit(text)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/") or parts.query or parts.fragment:
+        raise ConfigError(f"{text!r} is not file:///an/absolute/path; write a relative path without file:")
+    return Path(os.path.normpath(path)).as_uri()
+
+
+def path_of(url: str) -> Path:
+    """The directory that an absolute `file:///...` URL names."""
+    return Path(unquote(urlsplit(url).path))
+
+
+def of_memory(text: str) -> str:
+    """As it is written everywhere. Raises ConfigError if it says more."""
+    if text.lower() not in ("memory:", "memory://"):
+        raise ConfigError(f"{text!r}: nothing may follow memory:")
+    return "memory:"
+
+
+def of_kafka(text: str) -> str:
+    """As it is written everywhere. Raises ConfigError for what is none, without repeating what may be secret."""
+    return str(parse_kafka(text))
+
+
 @frozen
 class KafkaUrl:
+    """Where a cluster is, and how to talk to it."""
+
     servers: tuple[str, ...]
     """HOST:PORT of some brokers; they know the others."""
     settings: Mapping[str, str]
@@ -45,7 +75,7 @@ class KafkaUrl:
         return f"kafka://{','.join(self.servers)}"
 
 
-def parse(url: str) -> KafkaUrl:
+def parse_kafka(url: str) -> KafkaUrl:
     """Read a URL of Kafka. Raises ConfigError, which does not repeat the settings."""
     scheme, _, rest = url.partition("://")
     place, _, query = rest.partition("?")
@@ -60,14 +90,16 @@ def parse(url: str) -> KafkaUrl:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), max_num_fields=200)
     except ValueError:
-        raise ConfigError(f"{KafkaUrl(servers, {}).shown}: after the ? come settings, as name=value&name=value") from None
+        raise ConfigError(
+            f"{KafkaUrl(servers, {}).shown}: after the ? come settings, as name=value&name=value"
+        ) from None
     names = [name for name, _ in pairs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{KafkaUrl(servers, {}).shown} sets {min(twice)} twice")
-    return KafkaUrl(servers, check(dict(pairs)))
+    return KafkaUrl(servers, check_kafka(dict(pairs)))
 
 
-def check(settings: Mapping[str, object]) -> dict[str, str]:
+def check_kafka(settings: Mapping[str, object]) -> dict[str, str]:
     """Settings of librdkafka as text. Raises ConfigError for one that taskq needs to be as it is."""
     checked = {}
     for name, value in settings.items():
@@ -75,11 +107,9 @@ def check(settings: Mapping[str, object]) -> dict[str, str]:
             raise ConfigError(f"{name!r} can't be the name of a setting of librdkafka; one is socket.timeout.ms")
         if name in OURS:
             raise ConfigError(f"{name} can't be set: taskq sets it itself, and its promises hang on it")
-        if isinstance(value, bool):
-            value = "true" if value else "false"
         if not isinstance(value, str | int | float):
             raise ConfigError(f"{name} is neither text nor a number: {type(value).__name__}")
-        checked[name] = str(value)
+        checked[name] = str(value).lower() if isinstance(value, bool) else str(value)
     return checked
 
 

@@ -15,9 +15,10 @@ from contextlib import suppress
 from attrs import frozen
 
 from taskq.broker.port import Admin, Broker, Committed, GroupDescription, PartitionBounds, Reader, TopicPartition
+from taskq.definitions import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, DELAYED, LOG_BYTES
 from taskq.errors import BrokerError, TopicNotFound
 from taskq.ladder import TOPICS
-from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, DELAYED, LOG_BYTES, Sample
+from taskq.metrics import Sample
 from taskq.topics import INTERNAL
 from taskq.worker.deadoffice import RESOLVED
 from taskq.worker.delays import GROUP as MOVERS

@@ -1,4 +1,4 @@
-"""Every metric taskq has, defined once: counted in plain ints and lists, shown in Prometheus's text format.
+"""Metrics (definitions.py): counted in plain ints and lists, shown in Prometheus's text format.
 
 Why not prometheus-client's own objects: `inc` costs 0.4 us and `observe` 0.8 there, as much as the rest of running a
 no-op invocation, and its multi-process mode doubles that and leaves files behind. Here a hot path binds one series once
@@ -24,9 +24,21 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
-from attrs import frozen
+from taskq.definitions import (
+    COMMITS,
+    DEFINITIONS,
+    EXECUTION_SECONDS,
+    EXECUTIONS,
+    OVERDUE,
+    PUBLISH_SECONDS,
+    PUBLISHED,
+    REBALANCES,
+    SKIPPED_OFFSETS,
+    WAIT_SECONDS,
+    Definition,
+)
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -42,86 +54,6 @@ number; a histogram its sum, then the count of each bucket (not cumulative), the
 
 _PENDING_MAX = 1024
 """Observations a histogram holds before it folds them: about 60 us of work, once in a thousand calls."""
-
-_BOUNDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_PUBLISH_BOUNDS = (5e-6, 1e-5, 2.5e-5, *_BOUNDS)
-_TASK_BOUNDS = (*_BOUNDS, 30.0, 60.0, 120.0, 300.0, 600.0)
-
-
-@frozen
-class Definition:
-    """What a metric is: its name on the page, its labels, and how series of several processes become one."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...]
-    merge: Literal["sum", "max"] = "sum"
-    """`max` for what several processes may see of the same thing, such as a partition that is changing hands."""
-    buckets: tuple[float, ...] = ()
-    """Upper bounds in seconds, inclusive. Histograms only."""
-
-
-PUBLISHED = Definition("taskq_published_total", "counter", "Invocations published.", ("topic", "task"))
-PUBLISH_SECONDS = Definition(
-    "taskq_publish_seconds", "histogram", "Time a publish call took.", ("topic",), buckets=_PUBLISH_BOUNDS
-)
-EXECUTIONS = Definition(
-    "taskq_executions_total", "counter", "Invocations finished, by outcome.", ("group", "task", "outcome")
-)
-EXECUTION_SECONDS = Definition(
-    "taskq_execution_seconds", "histogram", "Time a task ran.", ("group", "task"), buckets=_TASK_BOUNDS
-)
-WAIT_SECONDS = Definition(
-    "taskq_wait_seconds", "histogram", "Time from publish to start.", ("group", "task"), buckets=_TASK_BOUNDS
-)
-RUNNING = Definition("taskq_running", "gauge", "Invocations running now.", ("group", "task"))
-COMMITS = Definition("taskq_commits_total", "counter", "Commits of progress.", ("group",))
-REBALANCES = Definition("taskq_rebalances_total", "counter", "Changes of the partitions held.", ("group",))
-SKIPPED_OFFSETS = Definition(
-    "taskq_skipped_offsets_total",
-    "counter",
-    "Offsets passed over because retention had removed them.",
-    ("group", "topic", "partition"),
-)
-OVERDUE = Definition(
-    "taskq_overdue_total", "counter", "Runs in threads that went on over their time limit.", ("group", "task")
-)
-BACKLOG = Definition("taskq_backlog", "gauge", "Invocations not finished.", ("group", "topic", "partition"), "max")
-BACKLOG_AGE_SECONDS = Definition(
-    "taskq_backlog_age_seconds",
-    "gauge",
-    "Age of the oldest unfinished invocation.",
-    ("group", "topic", "partition"),
-    "max",
-)
-STALLED = Definition(
-    "taskq_stalled",
-    "gauge",
-    "1 while a partition waits for its slowest invocation.",
-    ("group", "topic", "partition"),
-    "max",
-)
-DELAYED = Definition("taskq_delayed", "gauge", "Invocations that wait until they are due, by rung.", ("topic",), "sum")
-DEAD_LETTERS = Definition("taskq_dead_letters", "gauge", "Dead letters kept.", ("group",), "max")
-LOG_UNSYNCED_SECONDS = Definition(
-    "taskq_log_unsynced_seconds",
-    "gauge",
-    "Age of the oldest record that this worker published and that may not be on stable storage yet.",
-    ("group",),
-    "max",
-)
-LOOP_BLOCKED_SECONDS = Definition(
-    "taskq_loop_blocked_seconds", "gauge", "For how long the event loop has not answered.", ("group",), "max"
-)
-LOG_BYTES = Definition("taskq_log_bytes", "gauge", "Bytes stored.", ("topic", "partition"), "max")
-WORKER_INFO = Definition(
-    "taskq_worker_info", "gauge", "Always 1; the labels say who works.", ("group", "version", "broker"), "max"
-)
-
-DEFINITIONS = {
-    definition.name: definition for definition in list(globals().values()) if isinstance(definition, Definition)
-}
 
 
 class Sample(NamedTuple):

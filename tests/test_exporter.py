@@ -11,9 +11,9 @@ import pytest
 from taskq.broker import connect
 from taskq.broker.port import Broker, Committed, Consumer, Message, TopicPartition
 from taskq.config import load_settings
+from taskq.definitions import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, DELAYED, LOG_BYTES, Definition
 from taskq.exporter import Exporter
 from taskq.ladder import TOPICS, delayed
-from taskq.metrics import BACKLOG, BACKLOG_AGE_SECONDS, DEAD_LETTERS, DELAYED, LOG_BYTES, Definition
 from taskq.topics import dead_topic
 from taskq.worker.deadoffice import purge_dead
 from taskq.worker.delays import GROUP

@@ -15,11 +15,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from taskq.definitions import BACKLOG, DEFINITIONS, LOG_BYTES, RUNNING
 from taskq.metrics import (
-    BACKLOG,
-    DEFINITIONS,
-    LOG_BYTES,
-    RUNNING,
     Histogram,
     Metrics,
     Sample,

@@ -24,9 +24,10 @@ from attrs import define, field
 
 from taskq.broker.port import Broker, Committed, Message, Polled, Producer, Record, TopicPartition
 from taskq.config import check_topic
+from taskq.definitions import DELAYED
 from taskq.errors import REFUSALS, ConfigError, SerializationError, StorageFull
 from taskq.ladder import TOPICS, rung_s, topic_for
-from taskq.metrics import DELAYED, Sample
+from taskq.metrics import Sample
 from taskq.topics import INTERNAL, dead_topic
 from taskq.trip import DUE, TO, header, milliseconds, with_header
 from taskq.worker.deadletters import dead_letter

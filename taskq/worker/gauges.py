@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from taskq.broker.port import Admin, Committed, Reader, TopicPartition
-from taskq.errors import BrokerError, TopicNotFound
-from taskq.metrics import (
+from taskq.definitions import (
     BACKLOG,
     BACKLOG_AGE_SECONDS,
     DEAD_LETTERS,
@@ -21,8 +20,9 @@ from taskq.metrics import (
     RUNNING,
     STALLED,
     WORKER_INFO,
-    Sample,
 )
+from taskq.errors import BrokerError, TopicNotFound
+from taskq.metrics import Sample
 from taskq.topics import dead_topic
 from taskq.worker.deadoffice import RESOLVED, count_dead
 from taskq.worker.work import Item, Work

@@ -15,8 +15,9 @@ from importlib.metadata import version
 from queue import SimpleQueue
 
 from taskq.broker.port import Broker
+from taskq.definitions import WORKER_INFO
 from taskq.ladder import TOPICS
-from taskq.metrics import WORKER_INFO, Sample, Snapshot, metrics
+from taskq.metrics import Sample, Snapshot, metrics
 from taskq.worker.delays import GROUP, Mover
 from taskq.worker.ending import CLOSE_S_MAX, LEAVE_S_MAX, Ending
 from taskq.worker.http import Health

@@ -26,9 +26,10 @@ from attrs import frozen
 from taskq.app import TaskQ
 from taskq.broker.port import Broker
 from taskq.context import identify
+from taskq.definitions import LOOP_BLOCKED_SECONDS
 from taskq.errors import ConfigError
 from taskq.message import format_id
-from taskq.metrics import LOOP_BLOCKED_SECONDS, Sample, Snapshot, metrics
+from taskq.metrics import Sample, Snapshot, metrics
 from taskq.text import printable
 from taskq.worker.crews import Crews
 from taskq.worker.delays import Mover

@@ -11,7 +11,8 @@ import sys
 import threading
 from queue import SimpleQueue
 
-from taskq.metrics import BACKLOG, Metrics, Sample
+from taskq.definitions import BACKLOG
+from taskq.metrics import Metrics, Sample
 from taskq.worker.link import EXIT_RECYCLE, Parent, Report
 
 

@@ -77,7 +77,10 @@ def create_topic(
     count = partitions or configured.partitions or settings_of(broker).partitions
     with opened(broker) as found:
         found.admin().create_topic(
-            topic, count, replication=copies or configured.replication, **{**configured.settings, **_parse(topic, given)}
+            topic,
+            count,
+            replication=copies or configured.replication,
+            **{**configured.settings, **_parse(topic, given)},
         )
     click.echo(f"{topic}: {count} partitions")
 

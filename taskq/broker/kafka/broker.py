@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from confluent_kafka.admin import AdminClient
@@ -18,9 +18,11 @@ from taskq.broker.kafka.errors import telling
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.producer import KafkaProducer, Outbox
 from taskq.broker.kafka.reader import KafkaReader
+from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import Topics
 from taskq.broker.port import PARTITIONS_DEFAULT
 from taskq.errors import BrokerUnavailable
+from taskq.metrics import metrics
 from taskq.topics import TopicConfig
 from taskq.urls import parse_kafka
 
@@ -38,9 +40,8 @@ class KafkaBroker:
         *,
         replication: int = -1,
         settings: Mapping[str, str] = MappingProxyType({}),
-        stats: Callable[[str], object] | None = None,
     ) -> None:
-        """`settings` are librdkafka's; those in `url` are stronger. `stats` is given its statistics, as JSON."""
+        """`settings` are librdkafka's; those in `url` are stronger."""
         parsed = parse_kafka(url)
         self._conf = Conf(parsed.servers, {**settings, **parsed.settings})
         self._lock = threading.Lock()
@@ -50,8 +51,10 @@ class KafkaBroker:
         self._is_closed = False
         self._parts: list[KafkaConsumer | KafkaReader] = []
         self._topics = Topics(self._conf, self._client, partitions_default, replication, topics)
-        self._lookup = Lookup(self._conf, self._topics, self._client, stats)
-        self._outbox = Outbox(self._conf, stats)
+        self._stats = Stats()
+        self._lookup = Lookup(self._conf, self._topics, self._client)
+        self._outbox = Outbox(self._conf, self._stats)
+        metrics.add_source(self._stats.samples)
 
     @property
     def url(self) -> str:
@@ -68,7 +71,7 @@ class KafkaBroker:
 
     def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> KafkaConsumer:
         self._check_open()
-        consumer = KafkaConsumer(self._lookup, group, topics, is_strict=offset_reset == "error")
+        consumer = KafkaConsumer(self._lookup, self._stats, group, topics, is_strict=offset_reset == "error")
         self._parts.append(consumer)
         return consumer
 
@@ -90,6 +93,7 @@ class KafkaBroker:
         for part in self._parts:
             part.close()
         self._outbox.close()
+        metrics.remove_source(self._stats.samples)
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -21,6 +21,7 @@ _ALL: Final = {
     "log.connection.close": "false",  # brokers close idle connections, and all is well
     "reconnect.backoff.max.ms": "1000",  # of a broker that comes back, workers should hear soon
     "socket.keepalive.enable": "true",
+    "statistics.interval.ms": "5000",
     "topic.metadata.refresh.interval.ms": "10000",  # how soon new partitions are seen
 }
 
@@ -56,6 +57,8 @@ _CONSUMERS_OWN: Final = (
     "offset.", "partition.assignment.", "queued.", "session.",
 )  # fmt: skip
 
+NO_STATISTICS: Final = {"statistics.interval.ms": "0"}
+
 MAX_POLL_MS: Final = 300_000
 """librdkafka's default of `max.poll.interval.ms`."""
 
@@ -84,7 +87,7 @@ class Conf:
         return int(self.given.get("socket.timeout.ms", 10_000)) / 1000
 
     def admin(self) -> dict[str, Any]:
-        return self._common(_CONSUMERS_OWN + _PRODUCERS_OWN, _ALL)
+        return self._common(_CONSUMERS_OWN + _PRODUCERS_OWN, _ALL) | NO_STATISTICS
 
     def producer(self) -> dict[str, Any]:
         return self._common(_CONSUMERS_OWN, _ALL | _PRODUCER) | {"acks": "all", "enable.idempotence": "true"}
@@ -92,7 +95,7 @@ class Conf:
     def fetcher(self) -> dict[str, Any]:
         """A consumer that belongs to no group: it is told what to read. Its group is a name that is never used."""
         own = tuple(name for name in _CONSUMERS_OWN if name not in ("fetch.", "queued.", "check.crcs", "isolation."))
-        return self._common(_PRODUCERS_OWN + own, _ALL | _FETCHER) | _reads("taskq")
+        return self._common(_PRODUCERS_OWN + own, _ALL | _FETCHER) | _reads("taskq") | NO_STATISTICS
 
     def member(self, group: str) -> dict[str, Any]:
         """A consumer that belongs to a group, and reads nothing."""

@@ -14,6 +14,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from taskq.broker.kafka.fetcher import Fetcher
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.member import Member, offsets_of
+from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import purges
 from taskq.broker.limits import check_progress
 from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
@@ -51,7 +52,7 @@ class _News:
 class KafkaConsumer:
     """See `taskq.broker.port.Consumer`."""
 
-    def __init__(self, lookup: Lookup, group: str, subscribed: Sequence[str], *, is_strict: bool) -> None:
+    def __init__(self, lookup: Lookup, stats: Stats, group: str, subscribed: Sequence[str], *, is_strict: bool) -> None:
         check_group(group)
         for topic in subscribed:
             lookup.topics.ensure(topic)
@@ -69,7 +70,7 @@ class KafkaConsumer:
         self._purge_at = 0.0
         self._fetcher = Fetcher(self._conf, self._changed, self._skip)
         try:
-            self._member = Member(self._conf, group, subscribed, self, lookup.stats)
+            self._member = Member(self._conf, group, subscribed, self, stats)
         except BaseException:
             self._fetcher.close()
             raise

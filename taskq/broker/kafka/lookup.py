@@ -34,7 +34,6 @@ class Lookup:
     conf: Conf
     topics: Topics
     client: Callable[[], AdminClient]
-    stats: Callable[[str], object] | None
 
     def check(self, tp: TopicPartition) -> None:
         """Raise TopicNotFound for what no broker can have."""

@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from attrs import define, field
@@ -25,6 +25,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.errors import NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of, meaning, telling
+from taskq.broker.kafka.stats import Stats
 from taskq.broker.port import TopicPartition
 from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized
 
@@ -78,9 +79,7 @@ class _Commit:
 class Member:
     """`commit`, `leave` and `close` are for others; all else happens in the thread."""
 
-    def __init__(
-        self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Callable[[str], object] | None
-    ) -> None:
+    def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Stats) -> None:
         self.id = ""
         """As the group knows it. Empty until it has joined."""
         self.error: BrokerError | None = None
@@ -92,9 +91,8 @@ class Member:
         self._commits: deque[_Commit] = deque()
         self._leaves = False
         self._is_closed = False
-        told = conf.member(group)
-        if stats is not None and "statistics.interval.ms" in told:
-            told["stats_cb"] = stats
+        self._stats = stats
+        told = conf.member(group) | {"stats_cb": stats.of(f"member of {group}")}
         with telling(f"joining group {group} on {conf.shown}"):
             self._client = Consumer(told, logger=log)
             self._client.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
@@ -145,6 +143,7 @@ class Member:
             self._owner.on_lost(self._owner.holds([]))
         finally:
             self._client.close()
+            self._stats.forget(f"member of {self._group}")
             for commit in self._commits:
                 commit.error = self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
                 commit.done.set()

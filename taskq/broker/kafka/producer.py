@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from attrs import define, field
 from confluent_kafka import KafkaError, Producer
@@ -21,6 +21,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.errors import UNKNOWN_TOPIC, meaning, telling
+from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import Topics
 from taskq.broker.limits import check_size
 from taskq.broker.port import Headers, Message, WouldBlock
@@ -39,7 +40,7 @@ ROOM_S: Final = 0.02
 class Outbox:
     """The client of librdkafka. It begins anew in a forked child, where the parent's has no threads."""
 
-    def __init__(self, conf: Conf, stats: Callable[[str], object] | None) -> None:
+    def __init__(self, conf: Conf, stats: Stats) -> None:
         self._conf = conf
         self._stats = stats
         self._lock = threading.Lock()
@@ -64,9 +65,7 @@ class Outbox:
             return self._client
 
     def _begin(self) -> None:
-        told: dict[str, Any] = self._conf.producer()
-        if self._stats is not None and "statistics.interval.ms" in told:
-            told["stats_cb"] = self._stats
+        told = self._conf.producer() | {"stats_cb": self._stats.of("producer")}
         with telling(f"opening a producer for {self._conf.shown}"):
             self._client = Producer(told, logger=log)
         self._pid = os.getpid()

@@ -4,7 +4,6 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from taskq.broker.kafka.admin import KafkaAdmin
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.consumer import KafkaConsumer
 from taskq.broker.kafka.errors import telling
+from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.producer import KafkaProducer, Outbox
 from taskq.broker.kafka.reader import KafkaReader
@@ -46,8 +46,6 @@ class KafkaBroker:
         self._conf = Conf(parsed.servers, {**settings, **parsed.settings})
         self._lock = threading.Lock()
         self._admin: AdminClient | None = None
-        self._pid = 0
-        self._left_to_parents: list[AdminClient | None] = []
         self._is_closed = False
         self._parts: list[KafkaConsumer | KafkaReader] = []
         self._topics = Topics(self._conf, self._client, partitions_default, replication, topics)
@@ -55,6 +53,13 @@ class KafkaBroker:
         self._lookup = Lookup(self._conf, self._topics, self._client)
         self._outbox = Outbox(self._conf, self._stats)
         metrics.add_source(self._stats.samples)
+        watch(self)
+
+    def begin_anew(self) -> None:
+        """See `Forkable`. A consumer of the parent's stays the parent's."""
+        leave(self._admin)
+        self._lock = threading.Lock()
+        self._admin = None
 
     @property
     def url(self) -> str:
@@ -100,11 +105,9 @@ class KafkaBroker:
             raise BrokerUnavailable(f"{self.url} has been closed")
 
     def _client(self) -> AdminClient:
-        """The admin client, which threads share. It begins anew in a forked child, as the outbox does."""
+        """The admin client, which threads share."""
         with self._lock:
-            if self._admin is None or self._pid != os.getpid():
-                self._left_to_parents.append(self._admin)
+            if self._admin is None:
                 with telling(f"opening {self.url}"):
                     self._admin = AdminClient(self._conf.admin(), logger=log)
-                self._pid = os.getpid()
             return self._admin

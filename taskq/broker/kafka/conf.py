@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from taskq.broker.port import MESSAGE_BYTES_MAX
+from taskq.errors import ConfigError
 
 log = logging.getLogger("taskq.kafka")
 """What librdkafka has to say."""
@@ -16,14 +17,21 @@ log = logging.getLogger("taskq.kafka")
 ENVELOPE_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 256 * 1024
 """A record with all that is around it: taskq's own headers, which don't count, the batch, the request."""
 
+PATIENCE_MS: Final = 10_000
+"""How long to wait for an answer. librdkafka's own 60 s are long for somebody who waits for a page or a command."""
+
 _ALL: Final = {
     "client.id": "taskq",
     "log.connection.close": "false",  # brokers close idle connections, and all is well
     "reconnect.backoff.max.ms": "1000",  # of a broker that comes back, workers should hear soon
     "socket.keepalive.enable": "true",
+    "socket.timeout.ms": str(PATIENCE_MS),
     "statistics.interval.ms": "5000",
     "topic.metadata.refresh.interval.ms": "10000",  # how soon new partitions are seen
 }
+
+MAX_POLL_MS: Final = 300_000
+"""librdkafka's default of `max.poll.interval.ms`."""
 
 _PRODUCER: Final = {
     "linger.ms": "0",  # who publishes waits; under load batches fill while others are on their way
@@ -59,9 +67,6 @@ _CONSUMERS_OWN: Final = (
 
 NO_STATISTICS: Final = {"statistics.interval.ms": "0"}
 
-MAX_POLL_MS: Final = 300_000
-"""librdkafka's default of `max.poll.interval.ms`."""
-
 
 @frozen
 class Conf:
@@ -79,12 +84,18 @@ class Conf:
     @property
     def max_poll_s(self) -> float:
         """How long a member may take over anything before the group goes on without it."""
-        return int(self.given.get("max.poll.interval.ms", MAX_POLL_MS)) / 1000
+        return self._seconds("max.poll.interval.ms", MAX_POLL_MS)
 
     @property
     def patience_s(self) -> float:
         """How long to wait for an answer of the brokers before it is an error."""
-        return int(self.given.get("socket.timeout.ms", 10_000)) / 1000
+        return self._seconds("socket.timeout.ms", PATIENCE_MS)
+
+    def _seconds(self, name: str, default_ms: int) -> float:
+        text = self.given.get(name, str(default_ms))
+        if not text.isdigit():
+            raise ConfigError(f"{self.shown}: {name} {text!r} is not a number of milliseconds")
+        return int(text) / 1000
 
     def admin(self) -> dict[str, Any]:
         return self._common(_CONSUMERS_OWN + _PRODUCERS_OWN, _ALL) | NO_STATISTICS

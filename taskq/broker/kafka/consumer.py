@@ -104,13 +104,13 @@ class KafkaConsumer:
 
     def pause(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
-            for tp in tps:
-                self._held[tp].is_paused = True
+            for held in self._known(tps):
+                held.is_paused = True
 
     def resume(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
-            for tp in tps:
-                self._held[tp].is_paused = False
+            for held in self._known(tps):
+                held.is_paused = False
 
     def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
         for tp, committed in progress.items():
@@ -127,16 +127,17 @@ class KafkaConsumer:
 
     def release(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
+            self._known(tps)
             for tp in tps:
-                del self._held[tp]
+                self._held.pop(tp, None)
         self._fetcher.remove(tps)
         self._member.look()
 
     def keep(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
-            for tp in tps:
-                self._held[tp].is_revoking = False
-                self._held[tp].keep_until = time.monotonic() + KEEP_S
+            for held in self._known(tps):
+                held.is_revoking = False
+                held.keep_until = time.monotonic() + KEEP_S
 
     def leave(self) -> None:
         self._member.leave()
@@ -151,6 +152,10 @@ class KafkaConsumer:
         self._fetcher.close()
 
     # -- with the condition held
+
+    def _known(self, tps: Sequence[TopicPartition]) -> list[_Held]:
+        """Those of them that are held; KeyError for one that never was. What is lost its owner may not know yet."""
+        return [self._held[tp] for tp in tps if tp not in self._news.lost]
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -237,6 +242,10 @@ class KafkaConsumer:
                 self._news.skipped.pop(tp, None)
             self._changed.notify_all()
         self._fetcher.remove(tps)
+
+    def on_ended(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def is_alive(self) -> bool:
         return self._is_polling or self._is_closed or time.monotonic() - self._polled_at < self._conf.max_poll_s

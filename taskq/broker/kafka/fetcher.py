@@ -46,6 +46,8 @@ class _Ahead:
 
     position: int
     """Of the next record to be read."""
+    is_read: bool = False
+    """Whether the client has been told. What comes before is of another time when it was held."""
     batches: deque[list[Record]] = field(factory=deque)
     sizes: deque[int] = field(factory=deque)
     """Of the batches, about, in bytes."""
@@ -80,9 +82,15 @@ class Fetcher:
 
     def add(self, tp: TopicPartition, offset: int) -> None:
         """Read it, from there on."""
+        ahead = _Ahead(offset)
+
+        def begin() -> None:
+            self._client.incremental_assign([KafkaPartition(tp.topic, tp.partition, offset)])
+            ahead.is_read = True
+
         with self._changed:
-            self._ahead[tp] = _Ahead(offset)
-        self._wishes.append(lambda: self._client.incremental_assign([KafkaPartition(tp.topic, tp.partition, offset)]))
+            self._ahead[tp] = ahead
+        self._wishes.append(begin)
 
     def restart(self, tp: TopicPartition, offset: int) -> None:
         """Read on from another offset."""
@@ -159,7 +167,7 @@ class Fetcher:
         with self._changed:
             for tp, batch in found.items():
                 ahead = self._ahead.get(tp)
-                if ahead is None:  # given up meanwhile
+                if ahead is None or not ahead.is_read:  # given up meanwhile
                     continue
                 size = _size_of(batch)
                 ahead.batches.append(batch)
@@ -172,7 +180,7 @@ class Fetcher:
         topic, partition = message.topic(), message.partition()
         if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:
             ahead = self._ahead.get(TopicPartition(topic, partition))
-            if ahead is not None:
+            if ahead is not None and ahead.is_read:
                 ahead.is_out_of_range = True
         elif error.code() in TRANSIENT or error.code() in UNKNOWN_TOPIC:  # librdkafka tries again; the group tells
             log.debug("%s: %s", self._conf.shown, error.str())

@@ -60,6 +60,10 @@ class Owner(Protocol):
 
     def on_lost(self, tps: Sequence[TopicPartition]) -> None: ...
 
+    def on_ended(self) -> None:
+        """There is an `error`."""
+        ...
+
     def is_alive(self) -> bool:
         """Whether the owner still takes what comes. If not, the group should go on without us."""
         ...
@@ -140,8 +144,9 @@ class Member:
                 _log.exception("the member of group %s has ended", self._group)
                 error = BrokerError(f"group {self._group} on {self._conf.shown}: {type(error).__name__}: {error}")
             self.error = error
-            self._owner.on_lost(self._owner.holds([]))
+            self._owner.on_ended()
         finally:
+            self._is_closed = True  # so that closing waits for no release
             self._client.close()
             self._stats.forget(f"member of {self._group}")
             for commit in self._commits:
@@ -203,7 +208,11 @@ class Member:
                 committed = client.committed(partitions, timeout=self._conf.patience_s)
                 self._owner.on_assigned(_ours(partitions), committed)
                 break
-            except (KafkaException, BrokerError) as error:
+            except (KafkaException, BrokerUnavailable) as error:
+                if isinstance(error, KafkaException):
+                    told = meaning(error, f"reading what group {self._group} has committed on {self._conf.shown}")
+                    if not isinstance(told, BrokerUnavailable):
+                        raise told from error
                 _log.warning("what group %s has committed can't be read yet: %s", self._group, error)
                 with self._news:
                     self._news.wait(1.0)

@@ -9,7 +9,6 @@ What is being sent is bounded by `queue.buffering.max.*`: who would exceed it wa
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.errors import UNKNOWN_TOPIC, meaning, telling
+from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import Topics
 from taskq.broker.limits import check_size
@@ -43,37 +43,36 @@ class Outbox:
     def __init__(self, conf: Conf, stats: Stats) -> None:
         self._conf = conf
         self._stats = stats
-        self._lock = threading.Lock()
-        self._wanted = threading.Condition(self._lock)
+        self._wanted = threading.Condition()
         self._client: Producer | None = None
-        self._pid = 0
-        self._left_to_parents: list[Producer | None] = []
-        """Never touched again: to close one would wait for threads that are not there."""
         self._is_closed = False
         self._unreported = 0
         self._thread: threading.Thread | None = None
+        watch(self)
+
+    def begin_anew(self) -> None:
+        """See `Forkable`."""
+        leave(self._client)
+        self._wanted = threading.Condition()
+        self._client = self._thread = None
+        self._unreported = 0
 
     @property
     def client(self) -> Producer:
-        with self._lock:
+        with self._wanted:
             if self._is_closed:
                 raise BrokerUnavailable(f"{self._conf.shown} has been closed")
-            if self._client is None or self._pid != os.getpid():
-                self._left_to_parents.append(self._client)
-                self._begin()
-            assert self._client is not None
-            return self._client
+            return self._client or self._begin()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Producer:
         told = self._conf.producer() | {"stats_cb": self._stats.of("producer")}
         with telling(f"opening a producer for {self._conf.shown}"):
-            self._client = Producer(told, logger=log)
-        self._pid = os.getpid()
-        self._unreported = 0
+            self._client = client = Producer(told, logger=log)
         self._thread = threading.Thread(
-            target=self._take_reports, args=(self._client,), name="taskq-kafka-reports", daemon=True
+            target=self._take_reports, args=(client,), name="taskq-kafka-reports", daemon=True
         )
         self._thread.start()
+        return client
 
     def expect(self, count: int) -> None:
         """So many reports will come."""
@@ -82,7 +81,7 @@ class Outbox:
             self._wanted.notify()
 
     def reported(self, count: int) -> None:
-        with self._lock:
+        with self._wanted:
             self._unreported -= count
 
     def _take_reports(self, client: Producer) -> None:
@@ -100,8 +99,7 @@ class Outbox:
             self._is_closed = True
             self._wanted.notify_all()
             client, thread = self._client, self._thread
-            mine = self._pid == os.getpid()
-        if client is not None and thread is not None and mine:
+        if client is not None and thread is not None:
             client.flush(self._conf.patience_s)
             thread.join(self._conf.patience_s)
 

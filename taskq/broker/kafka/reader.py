@@ -13,6 +13,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from taskq.broker.kafka.conf import log
 from taskq.broker.kafka.errors import TRANSIENT, meaning, telling
 from taskq.broker.kafka.fetcher import record_of
+from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.port import Lost, PartitionBounds, Record, TopicPartition
 from taskq.errors import BrokerUnavailable
@@ -31,6 +32,14 @@ class KafkaReader:
         self._position = 0
         self._ahead: deque[Record] = deque()
         """From `_position` on."""
+        watch(self)
+
+    def begin_anew(self) -> None:
+        """See `Forkable`."""
+        leave(self._client)
+        self._lock = threading.Lock()
+        self._client = self._tp = None
+        self._ahead = deque()
 
     def bounds(self, tp: TopicPartition) -> PartitionBounds:
         self._lookup.check(tp)

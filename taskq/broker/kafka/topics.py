@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from taskq.broker.kafka.conf import ENVELOPE_BYTES_MAX, Conf
 from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of, meaning, telling
+from taskq.broker.kafka.forks import watch
 from taskq.broker.limits import check_partitions
 from taskq.broker.port import MESSAGE_BYTES_MAX
 from taskq.config import check_topic, did_you_mean
@@ -53,6 +54,11 @@ class Topics:
         self._configured = configured
         self._there: set[str] = set()
         """Seen, or made."""
+        self._lock = threading.Lock()
+        watch(self)
+
+    def begin_anew(self) -> None:
+        """See `Forkable`."""
         self._lock = threading.Lock()
 
     def ensure(self, topic: str) -> None:

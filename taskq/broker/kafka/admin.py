@@ -18,7 +18,7 @@ from confluent_kafka.admin import (
 )
 
 from taskq.broker.kafka.consumer import metadata_of
-from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of, meaning
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.topics import altered, as_ours
 from taskq.broker.limits import check_partitions
@@ -95,7 +95,7 @@ class KafkaAdmin:
         try:
             listed = self._topics.answer(futures, "").valid
         except KafkaException as error:
-            raise meaning(error, f"listing the groups of {self._shown}") from error
+            raise self._lookup.conf.meaning(error, "listing the groups") from error
         described = {one.group_id: self.describe_group(one.group_id) for one in listed}
         return sorted(name for name, group in described.items() if group.members or group.committed)
 
@@ -110,7 +110,7 @@ class KafkaAdmin:
                 owners |= dict.fromkeys(held, str(member.member_id))
         except KafkaException as error:
             if code_of(error) != KafkaError.GROUP_ID_NOT_FOUND:
-                raise meaning(error, f"describing group {group} on {self._shown}") from error
+                raise self._lookup.conf.meaning(error, f"describing group {group}") from error
         return GroupDescription(group, members, owners, self._committed(group))
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class KafkaAdmin:
         except KafkaException as error:
             if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
                 return {}
-            raise meaning(error, f"describing group {group} on {self._shown}") from error
+            raise self._lookup.conf.meaning(error, f"describing group {group}") from error
         return {
             TopicPartition(one.topic, one.partition): Committed(one.offset, metadata_of(one))
             for one in found
@@ -138,4 +138,4 @@ class KafkaAdmin:
         except KafkaException as error:
             if code_of(error) in UNKNOWN_TOPIC:
                 raise self._topics.missing(topic) from None
-            raise meaning(error, f"changing topic {topic!r} on {self._shown}") from error
+            raise self._lookup.conf.meaning(error, f"changing topic {topic!r}") from error

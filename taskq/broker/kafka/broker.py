@@ -13,7 +13,6 @@ from confluent_kafka.admin import AdminClient
 from taskq.broker.kafka.admin import KafkaAdmin
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.consumer import KafkaConsumer
-from taskq.broker.kafka.errors import telling
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.producer import KafkaProducer, Outbox
@@ -108,6 +107,6 @@ class KafkaBroker:
         """The admin client, which threads share."""
         with self._lock:
             if self._admin is None:
-                with telling(f"opening {self.url}"):
+                with self._conf.telling("opening it"):
                     self._admin = AdminClient(self._conf.admin(), logger=log)
             return self._admin

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from attrs import field, frozen
+from confluent_kafka import KafkaError, KafkaException
 
+from taskq.broker.kafka.errors import Refusals, meaning
 from taskq.broker.port import MESSAGE_BYTES_MAX
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, TaskqError
 
 log = logging.getLogger("taskq.kafka")
 """What librdkafka has to say."""
@@ -75,6 +78,7 @@ class Conf:
     servers: tuple[str, ...]
     given: Mapping[str, str] = field(repr=False)
     """By the URL and the project."""
+    refusals: Refusals = field(factory=Refusals, repr=False, eq=False)
 
     @property
     def shown(self) -> str:
@@ -97,6 +101,18 @@ class Conf:
             raise ConfigError(f"{self.shown}: {name} {text!r} is not a number of milliseconds")
         return int(text) / 1000
 
+    def meaning(self, error: KafkaError | KafkaException, what: str) -> TaskqError:
+        """An error of librdkafka as one of ours. `what` says what was tried."""
+        return meaning(error, f"{what}, on {self.shown}", self.refusals)
+
+    @contextmanager
+    def telling(self, what: str) -> Generator[None]:
+        """Errors of librdkafka within are raised as ours."""
+        try:
+            yield
+        except KafkaException as error:
+            raise self.meaning(error, what) from error
+
     def admin(self) -> dict[str, Any]:
         return self._common(_CONSUMERS_OWN + _PRODUCERS_OWN, _ALL) | NO_STATISTICS
 
@@ -118,7 +134,8 @@ class Conf:
 
     def _common(self, without: tuple[str, ...], defaults: Mapping[str, str]) -> dict[str, Any]:
         given = {name: value for name, value in self.given.items() if not name.startswith(without)}
-        return {**defaults, **given, "bootstrap.servers": ",".join(self.servers)}
+        own = {"bootstrap.servers": ",".join(self.servers), "error_cb": self.refusals.hear}
+        return {**defaults, **given, **own}
 
 
 def _reads(group: str) -> dict[str, str]:

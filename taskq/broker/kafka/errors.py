@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import time
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -69,6 +68,10 @@ NOT_OURS: Final = frozenset(
 )
 """The group has gone on without the member that asks."""
 
+REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
+REFUSED_S: Final = 30.0
+"""How long a refusal is thought to be the reason of what does not come."""
+
 _MEANING: Final[dict[int, type[TaskqError]]] = {
     KafkaError.MSG_SIZE_TOO_LARGE: MessageTooLarge,
     KafkaError.RECORD_LIST_TOO_LARGE: MessageTooLarge,
@@ -97,11 +100,31 @@ _ADVICE: Final[dict[type[TaskqError], str]] = {
 }
 
 
-def meaning(error: KafkaError | KafkaException, what: str) -> TaskqError:
+class Refusals:
+    """Why brokers have refused connections of late. librdkafka goes on trying, and who asks hears of time-outs only."""
+
+    def __init__(self) -> None:
+        self._last: KafkaError | None = None
+        self._heard_at = 0.0
+
+    def hear(self, error: KafkaError) -> None:
+        """For `error_cb`."""
+        if error.code() in REFUSED:
+            self._last, self._heard_at = error, time.monotonic()
+
+    def instead_of(self, error: KafkaError) -> KafkaError:
+        """The refusal that may be behind `error`, or that itself."""
+        if self._last is None or error.code() not in TRANSIENT or time.monotonic() - self._heard_at > REFUSED_S:
+            return error
+        return self._last
+
+
+def meaning(error: KafkaError | KafkaException, what: str, refusals: Refusals) -> TaskqError:
     """The same error as one of ours. `what` says what was tried, where."""
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else error
     if not isinstance(cause, KafkaError):
         return BrokerError(f"{what}: {cause}")
+    cause = refusals.instead_of(cause)
     code = cause.code()
     kind = _MEANING.get(code)
     if kind is None and code in UNKNOWN_TOPIC:
@@ -115,12 +138,3 @@ def code_of(error: BaseException) -> int:
     """The number of the error; `KafkaError.UNKNOWN` if it has none."""
     cause = error.args[0] if error.args else None
     return cause.code() if isinstance(cause, KafkaError) else KafkaError.UNKNOWN
-
-
-@contextmanager
-def telling(what: str) -> Generator[None]:
-    """Errors of librdkafka within are raised as ours."""
-    try:
-        yield
-    except KafkaException as error:
-        raise meaning(error, what) from error

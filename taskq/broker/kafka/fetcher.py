@@ -22,7 +22,7 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, meaning, telling
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC
 from taskq.broker.port import Record, TopicPartition
 from taskq.errors import TaskqError
 
@@ -73,7 +73,7 @@ class Fetcher:
         self._is_closed = False
         self.error: TaskqError | None = None
         """Why nothing can be read any more."""
-        with telling(f"opening a consumer for {conf.shown}"):
+        with self._conf.telling("opening a consumer"):
             self._client = Consumer(conf.fetcher(), logger=log)
         self._thread = threading.Thread(target=self._run, name="taskq-kafka-fetcher", daemon=True)
         self._thread.start()
@@ -145,7 +145,7 @@ class Fetcher:
 
     def _meaning(self, error: Exception) -> TaskqError:
         if isinstance(error, KafkaException):
-            return meaning(error, f"reading from {self._conf.shown}")
+            return self._conf.meaning(error, "reading")
         log.exception("the fetcher of %s has ended", self._conf.shown)
         return TaskqError(f"reading from {self._conf.shown}: {type(error).__name__}: {error}")
 
@@ -185,7 +185,7 @@ class Fetcher:
         elif error.code() in TRANSIENT or error.code() in UNKNOWN_TOPIC:  # librdkafka tries again; the group tells
             log.debug("%s: %s", self._conf.shown, error.str())
         else:
-            raise meaning(error, f"reading {topic}/{partition} of {self._conf.shown}")
+            raise self._conf.meaning(error, f"reading {topic}/{partition}")
 
     def _balance(self) -> None:
         """Pause what nobody takes from, and resume it when it is half empty."""

@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import code_of, meaning
+from taskq.broker.kafka.errors import code_of
 from taskq.broker.kafka.topics import Topics
 from taskq.broker.port import PartitionBounds, TopicPartition
 from taskq.config import check_topic
@@ -91,7 +91,7 @@ class Lookup:
         found = self.topics.look(tp.topic)
         if found is None or tp.partition >= len(found.partitions):
             return TopicNotFound(f"there is no {tp} on {self.conf.shown}")
-        told = meaning(error, f"looking at {tp} of {self.conf.shown}")
+        told = self.conf.meaning(error, f"looking at {tp}")
         return BrokerUnavailable(str(told)) if code_of(error) == KafkaError._NOENT else told
 
 

@@ -24,7 +24,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of, meaning, telling
+from taskq.broker.kafka.errors import NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.port import TopicPartition
 from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized
@@ -97,7 +97,7 @@ class Member:
         self._is_closed = False
         self._stats = stats
         told = conf.member(group) | {"stats_cb": stats.of(f"member of {group}")}
-        with telling(f"joining group {group} on {conf.shown}"):
+        with self._conf.telling(f"joining group {group}"):
             self._client = Consumer(told, logger=log)
             self._client.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
         self._thread = threading.Thread(target=self._run, name="taskq-kafka-member", daemon=True)
@@ -172,7 +172,7 @@ class Member:
 
     def _hear(self, error: KafkaError) -> None:
         """An error that librdkafka tells of. Most it gets over by itself."""
-        told = meaning(error, f"group {self._group} on {self._conf.shown}")
+        told = self._conf.meaning(error, f"group {self._group}")
         if error.fatal() or isinstance(told, NotAuthorized):
             raise told if isinstance(told, BrokerError) else BrokerError(str(told))
         _log.debug("%s", told)
@@ -193,7 +193,7 @@ class Member:
                         "group %s has gone on without this member: %s is not committed", self._group, commit.offsets
                     )
                 else:
-                    told = meaning(error, f"committing of group {self._group} on {self._conf.shown}")
+                    told = self._conf.meaning(error, f"committing of group {self._group}")
                     commit.error = told if isinstance(told, BrokerError) else BrokerError(str(told))
             self._commits.popleft()
             commit.done.set()
@@ -210,7 +210,7 @@ class Member:
                 break
             except (KafkaException, BrokerUnavailable) as error:
                 if isinstance(error, KafkaException):
-                    told = meaning(error, f"reading what group {self._group} has committed on {self._conf.shown}")
+                    told = self._conf.meaning(error, f"reading what group {self._group} has committed")
                     if not isinstance(told, BrokerUnavailable):
                         raise told from error
                 _log.warning("what group %s has committed can't be read yet: %s", self._group, error)

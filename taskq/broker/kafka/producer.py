@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import UNKNOWN_TOPIC, meaning, telling
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import Topics
@@ -66,7 +66,7 @@ class Outbox:
 
     def _begin(self) -> Producer:
         told = self._conf.producer() | {"stats_cb": self._stats.of("producer")}
-        with telling(f"opening a producer for {self._conf.shown}"):
+        with self._conf.telling("opening a producer"):
             self._client = client = Producer(told, logger=log)
         self._thread = threading.Thread(
             target=self._take_reports, args=(client,), name="taskq-kafka-reports", daemon=True
@@ -166,7 +166,7 @@ class KafkaProducer:
         self._topics.forget(topic)
         if delivery.error.code() == KafkaError.INVALID_RECORD:
             raise ConfigError(f"topic {topic!r} is compacted: what is sent there needs a key ({delivery.error.str()})")
-        raise meaning(delivery.error, f"publishing to topic {topic!r} on {self._conf.shown}")
+        raise self._conf.meaning(delivery.error, f"publishing to topic {topic!r}")
 
     def _deliver(self, topic: str, messages: Sequence[Message]) -> _Delivery:
         """Send, and wait until each was acknowledged or given up."""
@@ -175,7 +175,7 @@ class KafkaProducer:
         produce, report = client.produce, delivery.report
         self._outbox.expect(len(messages))
         try:
-            with telling(f"publishing to topic {topic!r} on {self._conf.shown}"):
+            with self._conf.telling(f"publishing to topic {topic!r}"):
                 for value, key, headers in messages:
                     while True:
                         try:

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import log
-from taskq.broker.kafka.errors import TRANSIENT, meaning, telling
+from taskq.broker.kafka.errors import TRANSIENT
 from taskq.broker.kafka.fetcher import record_of
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
@@ -80,7 +80,7 @@ class KafkaReader:
     def _go(self, tp: TopicPartition, offset: int) -> None:
         conf = self._lookup.conf
         if self._client is None:
-            with telling(f"opening a consumer for {conf.shown}"):
+            with conf.telling("opening a consumer"):
                 self._client = Consumer(conf.fetcher() | {"enable.partition.eof": "true"}, logger=log)
         self._client.assign([KafkaPartition(*tp, offset)])
         self._tp, self._position = tp, offset
@@ -103,7 +103,7 @@ class KafkaReader:
                         return
                 elif error.code() not in TRANSIENT:
                     self._tp = None
-                    raise meaning(error, f"reading {message.topic()}/{message.partition()} of {conf.shown}")
+                    raise conf.meaning(error, f"reading {message.topic()}/{message.partition()}")
             if not self._ahead and time.monotonic() > deadline:
                 raise BrokerUnavailable(f"nothing of {self._tp} has come from {conf.shown} in {conf.patience_s:.0f} s")
 

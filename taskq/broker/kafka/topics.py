@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType, TopicDescription
 
 from taskq.broker.kafka.conf import ENVELOPE_BYTES_MAX, Conf
-from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of, meaning, telling
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.forks import watch
 from taskq.broker.limits import check_partitions
 from taskq.broker.port import MESSAGE_BYTES_MAX
@@ -87,7 +87,7 @@ class Topics:
         except KafkaException as error:
             if code_of(error) in UNKNOWN_TOPIC:
                 return None
-            raise meaning(error, f"looking for topic {topic!r} on {self._conf.shown}") from error
+            raise self._conf.meaning(error, f"looking for topic {topic!r}") from error
 
     def find(self, topic: str) -> TopicDescription:
         """The topic. TopicNotFound if it is not there, with the names of those that are."""
@@ -101,7 +101,7 @@ class Topics:
 
     def names(self) -> list[str]:
         """Of all topics but those that Kafka keeps for itself."""
-        with telling(f"listing the topics of {self._conf.shown}"):
+        with self._conf.telling("listing the topics"):
             topics = self._client().list_topics(timeout=self._conf.patience_s).topics
         return sorted(name for name in topics if not name.startswith("__") or name.startswith(INTERNAL))
 
@@ -120,7 +120,7 @@ class Topics:
             if code_of(error) == KafkaError.TOPIC_ALREADY_EXISTS:  # somebody else was quicker
                 partitions = 1
             else:
-                raise meaning(error, f"creating topic {topic!r} on {self._conf.shown}") from error
+                raise self._conf.meaning(error, f"creating topic {topic!r}") from error
         self.wait_for(topic, partitions)
 
     def wait_for(self, topic: str, partitions: int) -> None:
@@ -141,7 +141,7 @@ class Topics:
     def settings(self, topic: str) -> dict[str, str]:
         """What the brokers say of it, by Kafka's names."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        with telling(f"describing topic {topic!r} on {self._conf.shown}"):
+        with self._conf.telling(f"describing topic {topic!r}"):
             entries = self.answer(self._client().describe_configs([resource], **self.within()), resource)
         return {name: entry.value for name, entry in entries.items()}
 

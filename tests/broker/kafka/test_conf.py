@@ -1,0 +1,64 @@
+"""What librdkafka is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskq.broker.kafka.conf import Conf
+from taskq.errors import ConfigError
+
+GIVEN = {
+    "client.id": "shop",
+    "compression.type": "lz4",
+    "fetch.wait.max.ms": "10",
+    "isolation.level": "read_uncommitted",
+    "linger.ms": "5",
+    "max.poll.interval.ms": "7000",
+    "session.timeout.ms": "6000",
+}
+
+
+def conf(**more: str) -> Conf:
+    return Conf(("h1:9092", "h2:9092"), {**GIVEN, **{name.replace("_", "."): value for name, value in more.items()}})
+
+
+def test_each_client_is_told_what_it_knows():
+    admin, producer, fetcher, member = conf().admin(), conf().producer(), conf().fetcher(), conf().member("feed")
+    for told in (admin, producer, fetcher, member):
+        assert told["bootstrap.servers"] == "h1:9092,h2:9092"
+        assert told["client.id"] == "shop"
+    assert {name: [name in told for told in (admin, producer, fetcher, member)] for name in GIVEN} == {
+        "client.id": [True, True, True, True],
+        "compression.type": [False, True, False, False],
+        "fetch.wait.max.ms": [False, False, True, True],
+        "isolation.level": [False, False, True, True],
+        "linger.ms": [False, True, False, False],
+        "max.poll.interval.ms": [False, False, False, True],
+        "session.timeout.ms": [False, False, False, True],
+    }
+    assert member["group.id"] == "feed"
+
+
+def test_what_promises_hang_on_is_as_it_must_be():
+    producer = conf().producer()
+    assert (producer["acks"], producer["enable.idempotence"]) == ("all", "true")
+    member = conf().member("feed")
+    assert (member["enable.auto.commit"], member["enable.auto.offset.store"]) == ("false", "false")
+    assert member["auto.offset.reset"] == "error"
+
+
+def test_the_newer_protocol_of_groups_is_not_told_what_it_does_not_know():
+    assert conf().member("feed")["partition.assignment.strategy"] == "cooperative-sticky"
+    newer = conf(group_protocol="consumer").member("feed")
+    assert not {"partition.assignment.strategy", "session.timeout.ms"} & newer.keys()
+
+
+def test_times_must_be_numbers():
+    assert conf().max_poll_s == 7.0
+    assert conf(socket_timeout_ms="500").patience_s == 0.5
+    with pytest.raises(ConfigError, match=r"max\.poll\.interval\.ms 'soon'"):
+        _ = conf(max_poll_interval_ms="soon").max_poll_s
+
+
+def test_what_may_be_secret_is_not_shown():
+    assert "swordfish" not in repr(conf(sasl_password="swordfish"))

@@ -66,14 +66,13 @@ def test_a_poll_takes_about_as_many_as_it_was_asked_for(producer: Producer, join
         assert sum(len(records) for _, records in polled.fetched) <= 10
 
 
-def test_a_full_partition_does_not_keep_another_waiting(producer: Producer, join):
+def test_a_full_partition_does_not_keep_another_waiting(producer: Producer, join, engine):
     for number in range(600):
         producer.send("double", b"x", b"%d" % number)
     member = join("feed", "double")
     member.poll_until(lambda: len(member.held) == 2)
-    for _ in range(10):
-        member.poll(records_max=10)
-    assert member.records.keys() == {TopicPartition("double", 0), TopicPartition("double", 1)}
+    member.poll_until(lambda: len(member.records) == 2, records_max=10)
+    assert engine.is_remote or len(member.values) <= 40  # from afar they may come at different times
 
 
 def test_who_comes_after_goes_on_where_was_committed_with_the_same_metadata(producer: Producer, join):

@@ -75,7 +75,8 @@ def test_a_bulk_send_without_keys_uses_all_partitions(producer: Producer, admin:
     producer.send_many("posts", [Message(b"x")] * 1000)
     ends = [bounds.end for bounds in admin.describe_topic("posts").partitions]
     assert sum(ends) == 1000
-    assert max(ends) - min(ends) <= (150 if broker.is_remote else BATCH_RECORDS)
+    assert min(ends) > 0
+    assert broker.is_remote or max(ends) - min(ends) <= BATCH_RECORDS  # Kafka's are spread by chance
 
 
 def test_messages_of_one_partition_keep_their_order_in_a_bulk_send(producer: Producer, reader: Reader):

@@ -38,6 +38,7 @@ MAX_POLL_MS: Final = 300_000
 
 _PRODUCER: Final = {
     "linger.ms": "0",  # who publishes waits; under load batches fill while others are on their way
+    "topic.metadata.propagation.max.ms": "10000",  # of a topic that was deleted, who publishes to it should hear soon
     "sticky.partitioning.linger.ms": "0",  # what has no key is spread over all partitions, and so all workers
     "partitioner": "murmur2_random",  # Java's: a key is in the same partition whoever publishes
     "message.max.bytes": str(ENVELOPE_BYTES_MAX),

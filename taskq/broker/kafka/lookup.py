@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, ListOffsetsResultInfo, OffsetSpec
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import code_of
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.topics import Topics
 from taskq.broker.port import PartitionBounds, TopicPartition
 from taskq.config import check_topic
@@ -92,7 +92,8 @@ class Lookup:
         if found is None or tp.partition >= len(found.partitions):
             return TopicNotFound(f"there is no {tp} on {self.conf.shown}")
         told = self.conf.meaning(error, f"looking at {tp}")
-        return BrokerUnavailable(str(told)) if code_of(error) == KafkaError._NOENT else told
+        passes = code_of(error) in UNKNOWN_TOPIC or code_of(error) == KafkaError._NOENT
+        return BrokerUnavailable(str(told)) if passes else told
 
 
 def _tell(future: Future[object]) -> None:

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import log
-from taskq.broker.kafka.errors import TRANSIENT
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC
 from taskq.broker.kafka.fetcher import record_of
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
@@ -54,14 +54,16 @@ class KafkaReader:
         lost: Callable[[Lost], object] | None = None,
     ) -> list[Record]:
         with self._lock:
-            if tp != self._tp or offset != self._position or not self._ahead:
+            deadline = time.monotonic() + self._lookup.conf.patience_s
+            while tp != self._tp or offset != self._position or not self._ahead:
                 bounds = self.bounds(tp)
                 offset = max(offset, bounds.start)
                 if offset >= bounds.end:
                     return []
                 if tp != self._tp or offset != self._position:
                     self._go(tp, offset)
-                self._fill()
+                if self._fill(deadline):
+                    break
             return self._take(bytes_max)
 
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
@@ -86,12 +88,13 @@ class KafkaReader:
         self._tp, self._position = tp, offset
         self._ahead.clear()
 
-    def _fill(self) -> None:
-        """Wait for records; also for the end, where the last ones are none that anybody sees (aborted, compacted)."""
+    def _fill(self, deadline: float) -> bool:
+        """Wait for records; also for the end, where the last ones are none that anybody sees (aborted, compacted).
+
+        False if what was there is not there any more: the log begins later, or is another.
+        """
         assert self._client is not None
-        assert self._tp is not None
         conf = self._lookup.conf
-        deadline = time.monotonic() + conf.patience_s
         while not self._ahead:
             first = self._client.poll(0.1)
             for message in [first, *self._client.consume(_AT_ONCE, 0)] if first is not None else ():
@@ -100,12 +103,16 @@ class KafkaReader:
                     self._ahead.append(record_of(message))
                 elif error.code() == KafkaError._PARTITION_EOF:
                     if not self._ahead:
-                        return
-                elif error.code() not in TRANSIENT:
+                        return True
+                elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                    self._tp = None
+                    return False
+                elif error.code() not in TRANSIENT and error.code() not in UNKNOWN_TOPIC:
                     self._tp = None
                     raise conf.meaning(error, f"reading {message.topic()}/{message.partition()}")
             if not self._ahead and time.monotonic() > deadline:
                 raise BrokerUnavailable(f"nothing of {self._tp} has come from {conf.shown} in {conf.patience_s:.0f} s")
+        return True
 
     def _take(self, bytes_max: int) -> list[Record]:
         taken: list[Record] = []

@@ -25,6 +25,12 @@ from taskq.topics import DELAY, INTERNAL, TopicConfig, own_config, settings_for
 LOOK_S: Final = 0.05
 """How often to look whether a new topic is there."""
 
+SPREAD_S: Final = 5.0
+"""How long it may take until all brokers have heard of a topic. Any of them may be asked."""
+
+GONE_LOOKS: Final = 3
+"""How often in a row a deleted topic must not be seen, whichever broker is asked."""
+
 _NAMES: Final = {
     "retention_ms": "retention.ms",
     "retention_bytes": "retention.bytes",
@@ -54,6 +60,8 @@ class Topics:
         self._configured = configured
         self._there: set[str] = set()
         """Seen, or made."""
+        self._new: dict[str, float] = {}
+        """Made here: until when (monotonic) a broker may not have heard of it."""
         self._lock = threading.Lock()
         watch(self)
 
@@ -81,6 +89,14 @@ class Topics:
 
     def look(self, topic: str) -> TopicDescription | None:
         """The topic, if it is there."""
+        while True:
+            found = self._ask(topic)
+            if found is not None or time.monotonic() > self._new.get(topic, 0.0):
+                return found
+            time.sleep(LOOK_S)
+
+    def _ask(self, topic: str) -> TopicDescription | None:
+        """What one broker knows."""
         try:
             found = self._client().describe_topics(TopicCollection([topic]), **self.within())
             return self.answer(found, topic)  # type: ignore[no-any-return]
@@ -121,6 +137,7 @@ class Topics:
                 partitions = 1
             else:
                 raise self._conf.meaning(error, f"creating topic {topic!r}") from error
+        self._new[topic] = time.monotonic() + SPREAD_S
         self.wait_for(topic, partitions)
 
     def wait_for(self, topic: str, partitions: int) -> None:
@@ -129,11 +146,19 @@ class Topics:
 
     def wait_until_gone(self, topic: str) -> None:
         self.forget(topic)
-        self._wait(topic, lambda found: found is None, "is still there, though it was deleted")
+        self._new.pop(topic, None)
+        unseen = 0
+
+        def is_gone(found: TopicDescription | None) -> bool:
+            nonlocal unseen
+            unseen = unseen + 1 if found is None else 0
+            return unseen >= GONE_LOOKS
+
+        self._wait(topic, is_gone, "is still there, though it was deleted")
 
     def _wait(self, topic: str, is_well: Callable[[TopicDescription | None], bool], what: str) -> None:
         deadline = time.monotonic() + self._conf.patience_s
-        while not is_well(self.look(topic)):
+        while not is_well(self._ask(topic)):
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(f"topic {topic!r} on {self._conf.shown} {what}")
             time.sleep(LOOK_S)
@@ -141,9 +166,14 @@ class Topics:
     def settings(self, topic: str) -> dict[str, str]:
         """What the brokers say of it, by Kafka's names."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        with self._conf.telling(f"describing topic {topic!r}"):
-            entries = self.answer(self._client().describe_configs([resource], **self.within()), resource)
-        return {name: entry.value for name, entry in entries.items()}
+        while True:
+            try:
+                entries = self.answer(self._client().describe_configs([resource], **self.within()), resource)
+                return {name: entry.value for name, entry in entries.items()}
+            except KafkaException as error:
+                if code_of(error) not in UNKNOWN_TOPIC or time.monotonic() > self._new.get(topic, 0.0):
+                    raise self._conf.meaning(error, f"describing topic {topic!r}") from error
+            time.sleep(LOOK_S)
 
     def within(self) -> dict[str, float]:
         """How long an admin client may take."""

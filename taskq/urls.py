@@ -75,6 +75,11 @@ class KafkaUrl:
         return f"kafka://{','.join(self.servers)}"
 
 
+def shown(url: str) -> str:
+    """A broker's URL as people and logs may see it: without settings, of which some are secrets."""
+    return parse_kafka(url).shown if url.startswith("kafka:") else url
+
+
 def parse_kafka(url: str) -> KafkaUrl:
     """Read a URL of Kafka. Raises ConfigError, which does not repeat the settings."""
     scheme, _, rest = url.partition("://")

@@ -53,11 +53,11 @@ def verify_log(path: str | None, broker: str | None, as_json: bool) -> None:
 def _data_directory(broker: str | None) -> str:
     """The directory of the broker that is configured."""
     from taskq.cli.brokers import settings_of
-    from taskq.urls import path_of
+    from taskq.urls import path_of, shown
 
     url = settings_of(broker).broker
     if not url.startswith("file:"):
-        raise click.UsageError(f"the broker {url} has no data directory; name a PATH")
+        raise click.UsageError(f"the broker {shown(url)} has no files to look into; name a PATH")
     return str(path_of(url))
 
 

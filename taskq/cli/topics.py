@@ -47,7 +47,7 @@ def list_topics(show_all: bool, broker: str | None, as_json: bool) -> None:
                     "topic": name,
                     "partitions": len(topic.partitions),
                     "records": sum(bounds.end - bounds.start for bounds in topic.partitions),
-                    "bytes": sum(topic.size_bytes),
+                    "bytes": sum(topic.size_bytes) if topic.size_bytes else None,
                 }
             )
     if as_json:
@@ -154,6 +154,7 @@ def describe_topic(topic: str, broker: str | None, as_json: bool) -> None:
     with opened(broker) as found:
         admin = found.admin()
         description = admin.describe_topic(known_topic(admin, topic))
+    sizes: Sequence[int | None] = description.size_bytes or [None] * len(description.partitions)
     rows = [
         {
             "partition": number,
@@ -162,7 +163,7 @@ def describe_topic(topic: str, broker: str | None, as_json: bool) -> None:
             "records": bounds.end - bounds.start,
             "bytes": size,
         }
-        for number, (bounds, size) in enumerate(zip(description.partitions, description.size_bytes, strict=True))
+        for number, (bounds, size) in enumerate(zip(description.partitions, sizes, strict=True))
     ]
     settings = show_settings(description.settings)
     if as_json:

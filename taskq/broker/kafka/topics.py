@@ -20,7 +20,7 @@ from taskq.broker.limits import check_partitions
 from taskq.broker.port import MESSAGE_BYTES_MAX
 from taskq.config import check_topic, did_you_mean
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
-from taskq.topics import DELAY, INTERNAL, TopicConfig, own_config, settings_for
+from taskq.topics import DEAD, DELAY, INTERNAL, TopicConfig, own_config, settings_for
 
 LOOK_S: Final = 0.05
 """How often to look whether a new topic is there."""
@@ -53,6 +53,8 @@ class Topics:
         replication: int,
         configured: Mapping[str, TopicConfig],
     ) -> None:
+        for topic, config in configured.items():  # what can't be is told before anything is published
+            as_kafka(topic, config.settings)
         self._conf = conf
         self._client = client
         self._partitions_default = partitions_default
@@ -200,6 +202,11 @@ def as_kafka(topic: str, settings: Mapping[str, int | str]) -> dict[str, str]:
             "Give it a retention_ms longer than any backlog (or -1), and leave `unfinished` out"
         )
     whole = settings_for(topic, settings)
+    if topic.endswith(DEAD) and (whole.retention_ms, whole.retention_bytes) != (-1, -1):
+        raise ConfigError(
+            f"topic {topic!r} can't have a retention on Kafka, which does not ask whether somebody has retried or "
+            "purged what it removes: leave retention_ms and retention_bytes at -1"
+        )
     config = {kafka: str(getattr(whole, ours)) for ours, kafka in _NAMES.items()}
     if purges(topic):
         config["retention.ms"] = "-1"
@@ -219,8 +226,13 @@ def as_ours(config: Mapping[str, str]) -> dict[str, int | str]:
     ours: dict[str, int | str] = {"unfinished": "delete"}
     for name, kafka in _NAMES.items():
         if kafka in config:
-            ours[name] = config[kafka] if name == "cleanup_policy" else int(config[kafka])
+            ours[name] = int(config[kafka]) if name != "cleanup_policy" else _policy(config[kafka])
     return ours
+
+
+def _policy(said: str) -> str:
+    """Others' topics may have both, or none. What counts here is whether records need keys."""
+    return "compact" if "compact" in said else "delete"
 
 
 def purges(topic: str) -> bool:

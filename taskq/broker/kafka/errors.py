@@ -72,6 +72,9 @@ REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 REFUSED_S: Final = 30.0
 """How long a refusal is thought to be the reason of what does not come."""
 
+UNUSED_GROUP: Final = KafkaError.GROUP_AUTHORIZATION_FAILED
+"""librdkafka asks about the group that every consumer has to name. Who reads without one need not be allowed to."""
+
 _MEANING: Final[dict[int, type[TaskqError]]] = {
     KafkaError.MSG_SIZE_TOO_LARGE: MessageTooLarge,
     KafkaError.RECORD_LIST_TOO_LARGE: MessageTooLarge,

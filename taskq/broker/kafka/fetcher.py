@@ -22,7 +22,7 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
 from taskq.broker.port import Record, TopicPartition
 from taskq.errors import TaskqError
 
@@ -182,7 +182,7 @@ class Fetcher:
             ahead = self._ahead.get(TopicPartition(topic, partition))
             if ahead is not None and ahead.is_read:
                 ahead.is_out_of_range = True
-        elif error.code() in TRANSIENT or error.code() in UNKNOWN_TOPIC:  # librdkafka tries again; the group tells
+        elif error.code() in TRANSIENT | UNKNOWN_TOPIC | {UNUSED_GROUP}:  # librdkafka tries again; the group tells
             log.debug("%s: %s", self._conf.shown, error.str())
         else:
             raise self._conf.meaning(error, f"reading {topic}/{partition}")

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, KafkaError
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import log
-from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
 from taskq.broker.kafka.fetcher import record_of
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
@@ -107,7 +107,7 @@ class KafkaReader:
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                     self._tp = None
                     return False
-                elif error.code() not in TRANSIENT and error.code() not in UNKNOWN_TOPIC:
+                elif error.code() not in TRANSIENT | UNKNOWN_TOPIC | {UNUSED_GROUP}:
                     self._tp = None
                     raise conf.meaning(error, f"reading {message.topic()}/{message.partition()}")
             if not self._ahead and time.monotonic() > deadline:

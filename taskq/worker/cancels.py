@@ -7,7 +7,7 @@ import time
 
 from taskq.broker.port import Broker, Lost, TopicPartition
 from taskq.control import cancelled_by
-from taskq.errors import TopicNotFound
+from taskq.errors import BrokerUnavailable, TopicNotFound
 from taskq.message import Id
 from taskq.topics import CONTROL, CONTROL_MS
 
@@ -15,6 +15,9 @@ _log = logging.getLogger("taskq.worker")
 
 REMOTE_INTERVAL_S = 0.1
 """How often to look where that costs a round trip."""
+
+AGAIN_S = 1.0
+"""When to look again after the broker has not answered."""
 
 _TP = TopicPartition(CONTROL, 0)
 
@@ -47,6 +50,9 @@ class Cancels:
                 new |= {ident: record.timestamp_ms for record in records if (ident := cancelled_by(record)) is not None}
         except TopicNotFound:  # deleted: what is cancelled next makes it anew
             self._next = 0
+        except BrokerUnavailable as error:  # whether it comes back in time, who commits finds out
+            _log.warning("what has been cancelled can't be read yet: %s", error)
+            self._look_at = time.monotonic() + AGAIN_S
         if new:
             oldest_ms = int(time.time() * 1000) - CONTROL_MS
             fresh = {ident for ident, since_ms in new.items() if since_ms > self.ids.get(ident, -1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,8 +15,32 @@ from taskq.broker.kafka.errors import Refusals, meaning
 from taskq.broker.port import MESSAGE_BYTES_MAX
 from taskq.errors import ConfigError, TaskqError
 
+AGAIN_S: Final = 60.0
+"""How soon the same line is logged again."""
+
+
+class Sparing(logging.Filter):
+    """Drops what was said a moment ago: librdkafka repeats itself many times a second while a broker is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is news. How long what failed had taken makes no difference."""
+        text = record.getMessage().partition(" (after ")[0]
+        now = time.monotonic()
+        if now < self._said.get(text, 0.0):
+            return False
+        if len(self._said) > 100:
+            self._said.clear()
+        self._said[text] = now + AGAIN_S
+        return True
+
+
 log = logging.getLogger("taskq.kafka")
 """What librdkafka has to say."""
+log.addFilter(Sparing())
 
 ENVELOPE_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 256 * 1024
 """A record with all that is around it: taskq's own headers, which don't count, the batch, the request."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from taskq.broker.kafka.conf import Conf
+from taskq.broker.kafka.conf import Conf, Sparing
 from taskq.errors import ConfigError
 
 GIVEN = {
@@ -62,3 +64,14 @@ def test_times_must_be_numbers():
 
 def test_what_may_be_secret_is_not_shown():
     assert "swordfish" not in repr(conf(sasl_password="swordfish"))
+
+
+def test_what_librdkafka_repeats_is_logged_once():
+    spare = Sparing()
+
+    def is_told(text: str) -> bool:
+        return spare.filter(logging.LogRecord("taskq.kafka", logging.ERROR, "", 0, "FAIL %s", (text,), None))
+
+    assert is_told("one: refused (after 0ms in state CONNECT)")
+    assert not is_told("one: refused (after 7ms in state CONNECT, 1 identical error(s) suppressed)")
+    assert is_told("another: refused (after 0ms in state CONNECT)")

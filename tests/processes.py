@@ -116,12 +116,12 @@ class WorkerProcess:
 
 
 class Bench:
-    """A data directory, an app that uses it (tests/apps), workers for it, and what its tasks wrote down."""
+    """A broker, an app that uses it (tests/apps), workers for it, and what its tasks wrote down."""
 
-    def __init__(self, folder: Path, module: str) -> None:
+    def __init__(self, folder: Path, module: str, broker: str | None = None) -> None:
         self.folder = folder
         self.module = module
-        self.broker = str(folder / "log")
+        self.broker = str(folder / "log") if broker is None else broker
         self.audit = folder / "audit"
         self.audit.touch()
         self.workers: list[WorkerProcess] = []
@@ -184,8 +184,9 @@ class Bench:
 
 
 @contextmanager
-def bench(folder: Path, module: str = "tests.apps.audit") -> Iterator[Bench]:
-    made = Bench(folder, module)
+def bench(folder: Path, module: str = "tests.apps.audit", broker: str | None = None) -> Iterator[Bench]:
+    """A bench for one test. `broker` is a URL; without it, the log is in `folder`."""
+    made = Bench(folder, module, broker)
     try:
         yield made
     finally:

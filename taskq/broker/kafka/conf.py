@@ -139,6 +139,11 @@ class Conf:
         except KafkaException as error:
             raise self.meaning(error, what) from error
 
+    @property
+    def is_classic(self) -> bool:
+        """Whether groups are led by one of their members, as before Kafka 4."""
+        return self.given.get("group.protocol", "classic").lower() != "consumer"
+
     def admin(self) -> dict[str, Any]:
         return self._common(_CONSUMERS_OWN + _PRODUCERS_OWN, _ALL) | NO_STATISTICS
 
@@ -153,7 +158,7 @@ class Conf:
     def member(self, group: str) -> dict[str, Any]:
         """A consumer that belongs to a group, and reads nothing."""
         told = self._common(_PRODUCERS_OWN, _ALL | _MEMBER) | _reads(group)
-        if told.get("group.protocol", "classic").lower() == "consumer":
+        if not self.is_classic:
             for name in _CLASSIC_ONLY:
                 told.pop(name, None)
         return told

@@ -37,6 +37,11 @@ COMMIT_S: Final = 60.0
 
 AGAIN_S: Final = 0.1
 
+DEPART_S: Final = 1.0
+"""How long to leave a group may take, until the client has said so; brokers that can't hear it hear nothing else."""
+
+DEPART_TURN_S: Final = 0.005
+
 GIVE_UP_AT: Final = 0.9
 """Which part of `max.poll.interval.ms` the release of a partition may take."""
 
@@ -147,11 +152,26 @@ class Member:
             self._owner.on_ended()
         finally:
             self._is_closed = True  # so that closing waits for no release
+            self._depart()
             self._client.close()
             self._stats.forget(f"member of {self._group}")
             for commit in self._commits:
                 commit.error = self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
                 commit.done.set()
+
+    def _depart(self) -> None:
+        """Leave the group, and be told no more. Closed while partitions are still on their way back, the client would
+        not say that it leaves, and what it held would stand still for `session.timeout.ms`. The newer group protocol
+        has no such gap, and keeps the id."""
+        if not self._conf.is_classic:
+            return
+        try:
+            self._client.unsubscribe()
+            deadline = time.monotonic() + DEPART_S
+            while self._client.memberid() and time.monotonic() < deadline:
+                self._client.poll(DEPART_TURN_S)
+        except KafkaException as error:
+            _log.debug("leaving group %s: %s", self._group, error)
 
     def _turn(self) -> None:
         with self._news:

@@ -11,6 +11,9 @@ from taskq.errors import BrokerUnavailable, TopicNotFound
 from taskq.message import Id
 from taskq.topics import CONTROL, CONTROL_MS
 
+AGAIN_S = 5.0
+"""When to look again, if the broker can't be asked: it has taken its time to say so."""
+
 _log = logging.getLogger("taskq.worker")
 
 REMOTE_INTERVAL_S = 0.1

@@ -25,7 +25,7 @@ from attrs import define, field
 from taskq.broker.port import Broker, Committed, Message, Polled, Producer, Record, TopicPartition
 from taskq.config import check_topic
 from taskq.definitions import DELAYED
-from taskq.errors import REFUSALS, ConfigError, SerializationError, StorageFull
+from taskq.errors import REFUSALS, BrokerUnavailable, ConfigError, SerializationError, StorageFull
 from taskq.ladder import TOPICS, rung_s, topic_for
 from taskq.metrics import Sample
 from taskq.topics import INTERNAL, dead_topic
@@ -45,7 +45,7 @@ HEAP_MAX = 10_000
 
 LAST_MS = 1000
 _AGAIN_S = 1.0
-"""When to try again what there was no space for."""
+"""When to try again what there was no space for, or nobody to take it."""
 
 _IDLE_S = 60.0
 
@@ -212,7 +212,7 @@ class Mover:
     def _append_to(self, topic: str, moves: list[_Move], now_ms: int) -> None:
         try:
             self._producer.send_many(topic, [move.message for move in moves])
-        except StorageFull as error:
+        except (StorageFull, BrokerUnavailable) as error:
             self._keep(topic, moves, error)
         except REFUSALS as error:
             if len(moves) > 1:  # all, for what may be wrong with one of them
@@ -240,7 +240,7 @@ class Mover:
                 states[rung] = state
         try:
             self._consumer.commit({rung.tp: Committed(*state) for rung, state in states.items()})
-        except StorageFull as error:
+        except (StorageFull, BrokerUnavailable) as error:
             _log.error("can't commit what was moved yet: %s", error)
             return
         for rung, state in states.items():

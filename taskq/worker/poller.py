@@ -8,8 +8,9 @@ The loop, and what ends it:
 - it polls the consumer, which sleeps until there are records, a change in the group, or somebody calls `wakeup`; never
   longer than until the next commit is due while anything is unfinished or uncommitted, or until a gate opens
 - broker errors that concern one partition (damage) stop that partition, loudly, and no other
-- `StorageFull` while writing outcomes leaves their offsets unfinished and tries again at the next commit; while
-  committing, it leaves progress uncommitted until then
+- `StorageFull` or `BrokerUnavailable` while writing outcomes leaves their offsets unfinished and tries again at the
+  next commit; while committing, it leaves progress uncommitted until then. Only for a worker that drains is it the end
+  that the broker can't be reached
 - any other error ends the loop, and with it the worker, with exit code 1: whoever supervises it starts another. What
   was committed stays committed; what was not runs again
 - `stop` drains: nothing new is handed out, what runs may end (an event with a handler that has begun: all its
@@ -27,11 +28,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from attrs import evolve
-
 from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, Record, TopicPartition
 from taskq.context import look_for_cancelled_in
-from taskq.errors import StorageFull, TopicNotFound
+from taskq.errors import BrokerUnavailable, StorageFull, TopicNotFound
 from taskq.metrics import Metrics
 from taskq.worker.cancels import Cancels
 from taskq.worker.dispatch import Dispatch, give_gates, is_among, priorities_of
@@ -42,7 +41,7 @@ from taskq.worker.retries import Failure
 from taskq.worker.settle import Settler
 from taskq.worker.standing import MARKS_MAX, STANDING_BYTES_MAX, Standing
 from taskq.worker.throttle import Throttle
-from taskq.worker.work import Crew, Ended, Feed, Item, Job, Limits, Work
+from taskq.worker.work import Crew, Ended, Feed, Item, Job, Limits, Work, clipped
 
 HANDOVER_S = 1.0
 """How long a partition that another member should have waits for what runs in it, before it is kept for a while."""
@@ -223,9 +222,7 @@ class Poller:
     def _take_up(self, tp: TopicPartition, committed: Committed) -> Work:
         try:
             standing, encoded = Standing.decode(committed.offset, committed.metadata)
-            if standing.limit:  # what has not been there yet can't have been started
-                standing = evolve(standing, limit=min(standing.limit, self._reader.bounds(tp).end))
-            work = Work(tp, Progress.decode(committed.offset, encoded), standing)
+            work = Work(tp, Progress.decode(committed.offset, encoded), clipped(standing, self._reader, tp))
         except ValueError as error:
             _log.error(
                 "%s: what group %s committed beside offset %d can't be read (%s); what is finished above it runs again",
@@ -370,7 +367,9 @@ class Poller:
             return is_whole
         try:
             self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
-        except StorageFull as error:
+        except (StorageFull, BrokerUnavailable) as error:
+            if isinstance(error, BrokerUnavailable) and (self._stop_by is not None or self._stop_now.is_set()):
+                raise
             _log.error("can't commit the progress of group %s yet: %s", self._group, error)
             return False
         for work, state in states.items():

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from taskq.broker.port import Message, Producer, Record
 from taskq.context import identify
-from taskq.errors import REFUSALS, SerializationError, StorageFull
+from taskq.errors import REFUSALS, BrokerUnavailable, SerializationError, StorageFull
 from taskq.ladder import delayed
 from taskq.message import Envelope, decode_envelope, format_id
 from taskq.metrics import Metrics
@@ -35,7 +35,7 @@ AT_ONCE_MAX = 1000
 """How many are written at once, to bound the memory they take with their tracebacks."""
 
 AGAIN_S = 0.25
-"""How long to leave a full disk alone."""
+"""How long to leave a full disk alone, or brokers that can't be reached."""
 
 _log = logging.getLogger("taskq.worker")
 
@@ -57,10 +57,10 @@ class Settler:
         self._retry_in_place = retry_in_place
         self._redeliver = redeliver
         self._again_at = 0.0
-        """After a disk was full (monotonic)."""
+        """After what could not be written (monotonic)."""
 
     def settle(self, failures: deque[Ended]) -> None:
-        """Settle all of `failures`, and take them off it. What there is no space for stays: call again."""
+        """Settle all of `failures`, and take them off it. What can't be written now stays: call again."""
         while failures and time.monotonic() >= self._again_at:
             batch = [failures.popleft() for _ in range(min(len(failures), AT_ONCE_MAX))]
             now_ms = -(-time.time_ns() // 1_000_000)  # rounded up: nothing comes back too early
@@ -83,7 +83,7 @@ class Settler:
         """
         try:
             self._producer.send_many(topic, [message for _, message in told])
-        except StorageFull as error:
+        except (StorageFull, BrokerUnavailable) as error:
             return [(ended, error) for ended, _ in told]
         except REFUSALS as error:
             if len(told) > 1:  # all, for what may be wrong with one of them

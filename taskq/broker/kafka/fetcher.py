@@ -24,7 +24,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
 from taskq.broker.port import Record, TopicPartition
-from taskq.errors import TaskqError
+from taskq.errors import BrokerUnavailable, TaskqError
 
 AT_ONCE: Final = 4096
 """How many records to take from librdkafka at a time."""
@@ -176,6 +176,16 @@ class Fetcher:
                 ahead.position = batch[-1].offset + 1
             self._changed.notify_all()
 
+    def _seek(self, tp: TopicPartition, position: int) -> None:
+        """Have it found out where to read on. While nobody can say that, it stands still."""
+        try:
+            self._out_of_range(tp, position)
+        except BrokerUnavailable as error:
+            log.warning("%s can't be read further yet: %s", tp, error)
+            with self._changed:
+                if tp in self._ahead:
+                    self._ahead[tp].is_out_of_range = True
+
     def _hear(self, error: KafkaError, message: KafkaMessage) -> None:
         topic, partition = message.topic(), message.partition()
         if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:
@@ -203,7 +213,7 @@ class Fetcher:
                     ahead.is_out_of_range = False
                     gone.append((tp, ahead.position))
         for tp, position in gone:
-            self._out_of_range(tp, position)
+            self._seek(tp, position)
         if full:
             self._client.pause(full)
         if low:

@@ -1,7 +1,8 @@
 """The story of taskq in one command: `python -m examples.sns_feed.demo [--follows FILE] [--once]`.
 
 Starts the site, lets the most followed user post twice, inside the request and with taskq, shows both times and the
-backlog going back to zero, checks every feed, and stays up until Ctrl-C. Nothing is left behind.
+backlog going back to zero, checks every feed, and stays up until Ctrl-C. Nothing is left behind, but on a broker that
+TASKQ_BROKER names.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def choose_port(wanted: int | None) -> int:
 
 
 def demo(folder: Path, arguments: argparse.Namespace) -> None:
-    site = Site(folder, workers=arguments.workers, port=choose_port(arguments.port), show=say)
+    broker = os.environ.get("TASKQ_BROKER")
+    site = Site(folder, workers=arguments.workers, port=choose_port(arguments.port), show=say, broker=broker)
     started = time.monotonic()
     graph = load_graph(arguments.follows)
     seed(site.database, graph)

@@ -124,9 +124,18 @@ class Posted:
 class Site:
     """The running site, in a folder with a seeded database. A context manager: everything it starts, it stops."""
 
-    def __init__(self, folder: Path, *, workers: int, port: int = 0, show: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int,
+        port: int = 0,
+        show: Callable[[str], None] = print,
+        broker: str | None = None,
+    ) -> None:
+        """Without a `broker` there is a log in the folder."""
         self.database = Database(folder / "feed.sqlite3")
-        self.settings = load_settings(broker=str(folder / "log"))
+        self.settings = load_settings(broker=broker or str(folder / "log"))
         self._environment = os.environ | {
             DATABASE_VARIABLE: str(self.database.path),
             "TASKQ_BROKER": self.settings.broker,

@@ -1,6 +1,6 @@
 """The broker port: what taskq asks of whatever stores its records. Bytes and offsets; never a task.
 
-Three engines stand behind it (`memory`, `embedded`, and later `kafka`) and one conformance suite holds them to it
+Three engines stand behind it (`memory`, `embedded`, `kafka`) and one conformance suite holds them to it
 (`tests/conformance`). Every method is synchronous and thread-safe unless it says otherwise, may block for I/O, and
 raises a `taskq.errors.BrokerError`; once the broker is closed, `BrokerUnavailable`.
 

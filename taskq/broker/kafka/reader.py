@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaError
 from confluent_kafka import TopicPartition as KafkaPartition
@@ -20,9 +21,15 @@ from taskq.errors import BrokerUnavailable
 
 _AT_ONCE = 1000
 
+_CONF: Final = {
+    "enable.partition.eof": "true",
+    "fetch.wait.max.ms": "10",  # who goes to another partition waits for what was asked of the one before
+}
+"""Since brokers wait so short, nothing is asked of them while there is nothing to read."""
+
 
 class KafkaReader:
-    """See `taskq.broker.port.Reader`. Its client is opened with the first `read`, and goes on reading ahead."""
+    """See `taskq.broker.port.Reader`. Its client is opened with the first `read`, and reads ahead, to the end."""
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
@@ -30,6 +37,8 @@ class KafkaReader:
         self._client: Consumer | None = None
         self._tp: TopicPartition | None = None
         self._position = 0
+        self._end = 0
+        """As it was when it was last looked at."""
         self._ahead: deque[Record] = deque()
         """From `_position` on."""
         watch(self)
@@ -58,13 +67,17 @@ class KafkaReader:
             while tp != self._tp or offset != self._position or not self._ahead:
                 bounds = self.bounds(tp)
                 offset = max(offset, bounds.start)
+                self._end = bounds.end
                 if offset >= bounds.end:
                     return []
                 if tp != self._tp or offset != self._position:
                     self._go(tp, offset)
                 if self._fill(deadline):
                     break
-            return self._take(bytes_max)
+            taken = self._take(bytes_max)
+            if not self._ahead and self._position >= self._end:
+                self._rest()
+            return taken
 
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
         self._lookup.check(tp)
@@ -83,10 +96,15 @@ class KafkaReader:
         conf = self._lookup.conf
         if self._client is None:
             with conf.telling("opening a consumer"):
-                self._client = Consumer(conf.fetcher() | {"enable.partition.eof": "true"}, logger=log)
+                self._client = Consumer(conf.fetcher() | _CONF, logger=log)
         self._client.assign([KafkaPartition(*tp, offset)])
         self._tp, self._position = tp, offset
         self._ahead.clear()
+
+    def _rest(self) -> None:
+        if self._client is not None and self._tp is not None:
+            self._client.unassign()
+        self._tp = None
 
     def _fill(self, deadline: float) -> bool:
         """Wait for records; also for the end, where the last ones are none that anybody sees (aborted, compacted).

@@ -17,7 +17,7 @@ VENV = PROJECT / ".venv-bench"
 _INPUTS = (PROJECT / "benchmarks" / "requirements.txt", PROJECT / "pyproject.toml")
 
 
-def enter(arguments: Sequence[str]) -> None:
+def enter(arguments: Sequence[str], module: str = "benchmarks") -> None:
     """Return if this is the bench's own Python and up to date; else make it so, and start over in it."""
     state = hashlib.sha256(b"".join(path.read_bytes() for path in _INPUTS)).hexdigest()
     stamp = VENV / "installed"
@@ -27,7 +27,7 @@ def enter(arguments: Sequence[str]) -> None:
     elif Path(sys.prefix) == VENV:
         return
     python = str(VENV / "bin" / "python")
-    os.execv(python, [python, "-m", "benchmarks", *arguments])
+    os.execv(python, [python, "-m", module, *arguments])
 
 
 def _install() -> None:
@@ -36,4 +36,4 @@ def _install() -> None:
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
         (VENV / ".gitignore").write_text("*\n")
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(_INPUTS[0]), "--editable", str(PROJECT)], check=True)
+    subprocess.run([*pip, "-r", str(_INPUTS[0]), "--editable", f"{PROJECT}[kafka]"], check=True)

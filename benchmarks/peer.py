@@ -1,12 +1,14 @@
 """What the harness asks of a peer: how to publish with it and how to start its worker. One module each in `peers/`.
 
 A peer's module makes its app when it is imported, from the environment that `runs.py` sets for the process:
-`BENCH_DIR` (a fresh directory), `BENCH_REDIS` (URL of a fresh server, for those that need one), `BENCH_BOARD`.
+`BENCH_DIR` (a fresh directory), `BENCH_REDIS` (URL of a fresh server, for those that need one), `BENCH_BOARD`, and
+`BENCH_KAFKA` for those on Kafka (`kafka.py`): its HOST:PORT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
 from random import Random
 from time import perf_counter_ns, sleep
 
@@ -125,3 +127,5 @@ class Peer:
     tasks: frozenset[str]
     needs_redis: bool = True
     publish_many: Callable[[str, int], None] | None = None
+    sender: Callable[[str], AbstractContextManager[Callable[[int], object]]] | None = None
+    """For a task: publishes one by its index, from any number of threads."""

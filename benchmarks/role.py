@@ -1,7 +1,7 @@
 """What runs in a publisher process of its own: `python -m benchmarks.role PEER KIND TASK COUNT SECONDS`; prints JSON.
 
-Kinds: `publish` one by one, `bulk` with the peer's bulk call, `latency` one at a time with pauses, against a worker
-that runs already.
+Kinds: `publish` one by one, `threads` the same from sixteen threads, `bulk` with the peer's bulk call, `latency` one at
+a time with pauses, against a worker that runs already.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, perf_counter_ns, sleep
 
 from benchmarks import peers, work
 from benchmarks.peer import Peer, PublishPlan
 
+THREADS = 16
 _PAUSES_S = (0.005, 0.020)
 _LAST_STAMPS_TIMEOUT_S = 10.0
 
@@ -42,6 +44,27 @@ def _bulk(peer: Peer, task: str, count: int, seconds: float) -> dict[str, float]
     return {"count": count, "rate": count / ((perf_counter_ns() - began) / 1e9)}
 
 
+def _threads(peer: Peer, task: str, count: int, seconds: float) -> dict[str, float]:
+    assert peer.sender is not None
+    indices = iter(range(1, count))  # next() of it is atomic
+    with peer.sender(task) as send:
+        send(0)
+        began = perf_counter_ns()
+
+        def run() -> int:
+            sent = 0
+            for index in indices:
+                send(index)
+                sent += 1
+                if perf_counter_ns() - began > seconds * 1e9:
+                    break
+            return sent
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            sent = sum([future.result() for future in [pool.submit(run) for _ in range(THREADS)]])
+        return {"count": sent + 1, "rate": sent / ((perf_counter_ns() - began) / 1e9)}
+
+
 def _latency(peer: Peer, task: str, count: int, seconds: float) -> dict[str, float]:
     """Publish to start, in us. Waits for the worker to have run the warm-up message first, and then for quiet."""
 
@@ -63,7 +86,7 @@ def _wait_done(count: int, seconds: float) -> None:
         sleep(0.05)
 
 
-KINDS = {"publish": _publish, "bulk": _bulk, "latency": _latency}
+KINDS = {"publish": _publish, "threads": _threads, "bulk": _bulk, "latency": _latency}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,7 @@
-"""The peers, one module each: it defines `PEER`. To add one, add a module and its name here."""
+"""The peers, one module each: it defines `PEER`. To add one, add a module and its name here.
+
+Those on Kafka are named in `benchmarks.kafka`.
+"""
 
 from __future__ import annotations
 

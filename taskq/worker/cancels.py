@@ -19,9 +19,6 @@ _log = logging.getLogger("taskq.worker")
 REMOTE_INTERVAL_S = 0.1
 """How often to look where that costs a round trip."""
 
-AGAIN_S = 1.0
-"""When to look again after the broker has not answered."""
-
 _TP = TopicPartition(CONTROL, 0)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from attrs import define, field
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from taskq.broker.kafka.conf import Conf, log
@@ -37,6 +37,13 @@ ROOM_S: Final = 0.02
 """How long to wait for room at a time."""
 
 
+class Client(Producer):
+    """A client of librdkafka."""
+
+    error: KafkaError | None = None
+    """Why it can do no more."""
+
+
 class Outbox:
     """The client of librdkafka. It begins anew in a forked child, where the parent's has no threads."""
 
@@ -44,7 +51,7 @@ class Outbox:
         self._conf = conf
         self._stats = stats
         self._wanted = threading.Condition()
-        self._client: Producer | None = None
+        self._client: Client | None = None
         self._is_closed = False
         self._unreported = 0
         self._thread: threading.Thread | None = None
@@ -58,16 +65,16 @@ class Outbox:
         self._unreported = 0
 
     @property
-    def client(self) -> Producer:
+    def client(self) -> Client:
         with self._wanted:
             if self._is_closed:
                 raise BrokerUnavailable(f"{self._conf.shown} has been closed")
             return self._client or self._begin()
 
-    def _begin(self) -> Producer:
+    def _begin(self) -> Client:
         told = self._conf.producer() | {"stats_cb": self._stats.of("producer")}
         with self._conf.telling("opening a producer"):
-            self._client = client = Producer(told, logger=log)
+            self._client = client = Client(told, logger=log)
         self._thread = threading.Thread(
             target=self._take_reports, args=(client,), name="taskq-kafka-reports", daemon=True
         )
@@ -84,12 +91,30 @@ class Outbox:
         with self._wanted:
             self._unreported -= count
 
-    def _take_reports(self, client: Producer) -> None:
+    def _take_reports(self, client: Client) -> None:
         while not self._is_closed:
-            client.poll(REPORTS_S)
+            try:
+                client.poll(REPORTS_S)
+            except KafkaException as error:  # it can do no more
+                self._give_up(client, error)
+                return
             with self._wanted:
                 if not self._unreported and not self._is_closed:
                     self._wanted.wait(IDLE_S)
+
+    def _give_up(self, client: Client, error: KafkaException) -> None:
+        """Have all that waits for this client told that it failed. Who publishes next begins with another."""
+        client.error = error.args[0]
+        with self._wanted:
+            if self._client is client:
+                self._client = None
+        log.error("publishing to %s has to begin anew: %s", self._conf.shown, error)
+        while len(client):
+            try:
+                client.purge()
+                client.poll(REPORTS_S)
+            except KafkaException as again:
+                log.debug("%s", again)
 
     def close(self) -> None:
         """What is being sent may still arrive: whoever sent it waits for that."""
@@ -184,6 +209,8 @@ class KafkaProducer:
                         except BufferError:  # as much as may be is on its way
                             time.sleep(ROOM_S)
             delivery.done.wait()
+            if delivery.error is not None:  # after an error that ends the client, others only say that it has ended
+                delivery.error = client.error or delivery.error
         finally:
             self._outbox.reported(len(messages))
         return delivery

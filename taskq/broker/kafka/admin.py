@@ -93,10 +93,12 @@ class KafkaAdmin:
         """Kafka keeps groups that have neither for a while: those are left out, which takes a question for each."""
         futures = {"": self._client().list_consumer_groups(**self._topics.within())}
         try:
-            listed = self._topics.answer(futures, "").valid
+            listed = self._topics.answer(futures, "")
+            if listed.errors and not listed.valid:  # else what the others have told is worth more than an error
+                raise listed.errors[0]
         except KafkaException as error:
             raise self._lookup.conf.meaning(error, "listing the groups") from error
-        described = {one.group_id: self.describe_group(one.group_id) for one in listed}
+        described = {one.group_id: self.describe_group(one.group_id) for one in listed.valid}
         return sorted(name for name, group in described.items() if group.members or group.committed)
 
     def describe_group(self, group: str) -> GroupDescription:

@@ -124,6 +124,10 @@ class Refusals:
         if error.code() in REFUSED:
             self._last, self._heard_at = error, time.monotonic()
 
+    def since(self, began: float) -> KafkaError | None:
+        """The last one that was heard since then (monotonic)."""
+        return self._last if self._heard_at >= began else None
+
     def instead_of(self, error: KafkaError) -> KafkaError:
         """The refusal that may be behind `error`, or that itself."""
         if self._last is None or error.code() not in TRANSIENT or time.monotonic() - self._heard_at > REFUSED_S:

@@ -28,6 +28,11 @@ LOOK_S: Final = 0.05
 SPREAD_S: Final = 5.0
 """How long it may take until all brokers have heard of a topic. Any of them may be asked."""
 
+ANSWER_TURN_S: Final = 0.1
+
+REFUSED_S: Final = 1.0
+"""How long to ask on though a broker has refused the client: one that is just starting may do that."""
+
 GONE_LOOKS: Final = 3
 """How often in a row a deleted topic must not be seen, whichever broker is asked."""
 
@@ -182,11 +187,20 @@ class Topics:
         return {"request_timeout": self._conf.patience_s}
 
     def answer(self, futures: Mapping[Any, Future[Any]], key: Any) -> Any:
-        """The answer of an admin client. Asks again by waiting only: it has tried for `patience_s` by itself."""
-        try:
-            return futures[key].result(self._conf.patience_s + 5)
-        except TimeoutError:
-            raise BrokerUnavailable(f"no answer from {self._conf.shown} in {self._conf.patience_s:.0f} s") from None
+        """The answer of an admin client. Asks again by waiting only: it has tried for `patience_s` by itself.
+
+        Brokers that let nobody in say so to the client, which goes on trying: that is told in `REFUSED_S`.
+        """
+        began = time.monotonic()
+        while (waited_s := time.monotonic() - began) < self._conf.patience_s + 5:
+            try:
+                return futures[key].result(ANSWER_TURN_S)
+            except TimeoutError:
+                self._client().poll(0)
+            refusal = self._conf.refusals.since(began)
+            if refusal is not None and waited_s > REFUSED_S:
+                raise self._conf.meaning(refusal, "asking for anything")
+        raise BrokerUnavailable(f"no answer from {self._conf.shown} in {self._conf.patience_s:.0f} s")
 
 
 def as_kafka(topic: str, settings: Mapping[str, int | str]) -> dict[str, str]:

@@ -40,6 +40,7 @@ soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak.order
 	$(BIN)/python -m tests.soak.rate
 	$(BIN)/python -m tests.soak.life
+	$(BIN)/python -m tests.soak.rolling
 
 # The peers go into an environment of their own, .venv-bench.
 bench: $(VENV)/.test

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import life, order, rate
+from tests.kafka.jars import Jars
+from tests.soak import life, order, rate, rolling
 
 
 @pytest.mark.timeout(180)
@@ -30,3 +31,12 @@ def test_every_invocation_has_exactly_one_outcome(tmp_path: Path) -> None:
     found = life.run(tmp_path, seconds=12, seed=secrets.randbelow(1 << 32), rounds_per_s=5)
     assert found.is_well, found
     assert found.published > 1000
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(240)
+def test_nothing_is_lost_while_kafkas_nodes_are_killed(kafka_jars: Jars, tmp_path: Path) -> None:
+    found = rolling.run(tmp_path, seconds=36, every_s=18, count=8000)
+    assert found.is_well, found
+    assert found.kills == 2
+    assert found.repeats < 1000, found

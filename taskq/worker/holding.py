@@ -53,7 +53,7 @@ def holding(broker: Broker, group: str, topic: str, wait_s: float) -> Generator[
             if committed is not None:
                 yield Held(committed, consumer)
                 return
-            first = min(_members(admin, group, topic))
+            first = min(_members(admin, group, topic), default=consumer.member_id)
         finally:
             consumer.close()
         while time.monotonic() < deadline and not _is_served(admin, group, topic, first):
@@ -77,7 +77,7 @@ def _take_all(
             return taken
         if left_s <= 0:
             raise TaskqError(_who_has(admin, group, wanted - taken.keys()))
-        if taken and min(_members(admin, group, topic)) < consumer.member_id:
+        if taken and min(_members(admin, group, topic), default=consumer.member_id) < consumer.member_id:
             return None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from attrs import define, field
@@ -134,20 +135,22 @@ class _Delivery:
     """Of records that are sent together."""
 
     left: int
-    failed: int = 0
     error: KafkaError | None = None
-    """The first one."""
+    """The first one, but for those of `homeless`."""
+    homeless: list[Message] = field(factory=list)
+    """What found no topic or partition of that name: it was deleted, and may have been made anew."""
     place: tuple[int, int] = (-1, -1)
     """Partition and offset of the last one that was reported."""
     done: threading.Event = field(factory=threading.Event)
 
-    def report(self, error: KafkaError | None, message: KafkaMessage) -> None:
-        """Called in the thread that takes reports, once for each record."""
-        if error is not None:
-            self.error = self.error or error
-            self.failed += 1
-        else:
+    def report(self, sent: Message, error: KafkaError | None, message: KafkaMessage) -> None:
+        """Called in the thread that takes reports, once for each record. The client's `message` has no headers."""
+        if error is None:
             self.place = message.partition(), message.offset()  # type: ignore[assignment]
+        elif error.code() in UNKNOWN_TOPIC:
+            self.homeless.append(sent)
+        else:
+            self.error = self.error or error
         self.left -= 1
         if not self.left:
             self.done.set()
@@ -182,10 +185,12 @@ class KafkaProducer:
     def _send(self, topic: str, messages: Sequence[Message]) -> tuple[int, int]:
         self._topics.ensure(topic)
         delivery = self._deliver(topic, messages)
-        if delivery.failed == len(messages) and delivery.error is not None and delivery.error.code() in UNKNOWN_TOPIC:
-            self._topics.forget(topic)  # it was deleted: now it is as on first use
+        if delivery.homeless and delivery.error is None:
+            self._topics.forget(topic)  # now it is as on first use
             self._topics.ensure(topic)
-            delivery = self._deliver(topic, messages)
+            delivery = self._deliver(topic, delivery.homeless)
+        if delivery.homeless:
+            raise self._topics.missing(topic)
         if delivery.error is None:
             return delivery.place
         self._topics.forget(topic)
@@ -201,10 +206,11 @@ class KafkaProducer:
         self._outbox.expect(len(messages))
         try:
             with self._conf.telling(f"publishing to topic {topic!r}"):
-                for value, key, headers in messages:
+                for message in messages:
+                    value, key, headers = message
                     while True:
                         try:
-                            produce(topic, value, key, headers=list(headers), on_delivery=report)
+                            produce(topic, value, key, headers=list(headers), on_delivery=partial(report, message))
                             break
                         except BufferError:  # as much as may be is on its way
                             time.sleep(ROOM_S)

@@ -216,3 +216,19 @@ def test_a_partition_that_is_not_there_is_not_found(opened: Open):
     for tp in (TopicPartition("single", 1), TopicPartition("nothing", 0), TopicPartition("single", -1)):
         with pytest.raises(TopicNotFound, match=tp.topic):
             broker.reader().bounds(tp)
+
+
+def test_what_finds_its_partition_gone_goes_to_another(opened: Open):
+    broker = opened({"shrunk": TopicConfig(1)})
+    producer, admin, reader = broker.producer(), broker.admin(), broker.reader()
+    admin.create_topic("shrunk", 4)
+    producer.send_many("shrunk", [Message(b"old", b"%d" % number) for number in range(20)])
+    admin.delete_topic("shrunk")
+    sent = [Message(b"%d" % number, b"%d" % number, (("name", b"text"),)) for number in range(20)]
+    producer.send_many("shrunk", sent)
+    found = [
+        record
+        for number in range(admin.partitions("shrunk"))
+        for record in reader.read(TopicPartition("shrunk", number), 0)
+    ]
+    assert sorted(Message(record.value, record.key, record.headers) for record in found) == sorted(sent)

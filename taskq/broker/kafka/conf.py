@@ -80,7 +80,11 @@ _FETCHER: Final = {
     "fetch.wait.max.ms": "500",
 }
 
-_MEMBER: Final = {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": "45000"}
+_MEMBER: Final = {
+    "heartbeat.interval.ms": "1000",  # how soon a member hears that another has joined
+    "partition.assignment.strategy": "cooperative-sticky",
+    "session.timeout.ms": "45000",
+}
 
 _CLASSIC_ONLY: Final = ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")
 """Settings that the newer group protocol of Kafka 4 does not know: there the brokers decide."""

@@ -95,7 +95,7 @@ class KafkaAdmin:
         try:
             listed = self._topics.answer(futures, "")
             if listed.errors and not listed.valid:  # else what the others have told is worth more than an error
-                raise listed.errors[0]
+                raise KafkaException(listed.errors[0])
         except KafkaException as error:
             raise self._lookup.conf.meaning(error, "listing the groups") from error
         described = {one.group_id: self.describe_group(one.group_id) for one in listed.valid}

@@ -185,9 +185,11 @@ class KafkaProducer:
     def _send(self, topic: str, messages: Sequence[Message]) -> tuple[int, int]:
         self._topics.ensure(topic)
         delivery = self._deliver(topic, messages)
-        if delivery.homeless and delivery.error is None:
+        deadline = time.monotonic() + self._conf.patience_s
+        while delivery.homeless and delivery.error is None and time.monotonic() < deadline:
             self._topics.forget(topic)  # now it is as on first use
             self._topics.ensure(topic)
+            time.sleep(ROOM_S)  # the client may not have heard of that yet
             delivery = self._deliver(topic, delivery.homeless)
         if delivery.homeless:
             raise self._topics.missing(topic)

@@ -35,6 +35,7 @@ QUICK = {
     "num.io.threads": 2,
     "num.network.threads": 1,
     "offsets.topic.num.partitions": 4,
+    "request.timeout.ms": 5000,
     "share.coordinator.state.topic.num.partitions": 4,
     "transaction.state.log.num.partitions": 4,
 }

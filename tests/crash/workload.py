@@ -16,7 +16,7 @@ from attrs import frozen
 from taskq.broker import embedded
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log.files import Files, RealFiles
-from taskq.broker.port import Message, TopicPartition
+from taskq.broker.port import COMMIT_METADATA_BYTES_MAX, Message, TopicPartition
 from taskq.config import Durability
 from taskq.topics import TopicConfig
 
@@ -120,4 +120,4 @@ def origin(value: bytes) -> tuple[int, int]:
 def metadata_of(group: str, tp: TopicPartition, offset: int) -> bytes:
     """What members commit with an offset: a torn or mixed-up commit does not fit."""
     rng = Random(f"{group}/{tp}/{offset}")
-    return rng.randbytes(rng.choice((0, 1, 50, 4096))) if offset else b""
+    return rng.randbytes(rng.choice((0, 1, 50, COMMIT_METADATA_BYTES_MAX))) if offset else b""

@@ -19,6 +19,8 @@ class Member:
         """What was committed when it was assigned."""
         self.positions: dict[TopicPartition, int] = {}
         self.revoking: set[TopicPartition] = set()
+        self.may_lose = False
+        """Whether a topic may be lost, and come again."""
         self.records: dict[TopicPartition, list[Record]] = defaultdict(list)
 
     @property
@@ -27,7 +29,10 @@ class Member:
 
     def poll(self, timeout: float = WAIT_S, records_max: int = 4096) -> Polled:
         polled = self.consumer.poll(timeout, records_max)
-        assert not polled.lost
+        assert self.may_lose or not polled.lost
+        for tp in polled.lost:
+            del self.held[tp], self.positions[tp]
+            self.records.pop(tp, None)
         assert not polled.errors
         for tp, committed in polled.assigned.items():
             assert tp not in self.held, "assigned what it has"

@@ -21,7 +21,7 @@ from tests.simulation.files import Fate, Killed, PowerCut
 from tests.simulation.model import PartitionModel, Plain, Wrong
 from tests.simulation.process import Process
 from tests.simulation.reports import check_report, log_sizes
-from tests.simulation.topics import Topics
+from tests.simulation.topics import Topics, forget
 
 PROCESSES_MAX = 3
 GROUPS = ("mail", "search")
@@ -245,6 +245,7 @@ class World:
             count = self.rng.choice((1, 1, 2))
             self._say(f"{process.name} creates {topic} with {count} partitions, if nobody had begun to")
             self.topics.create(process, topic, count)
+            forget(topic, self.processes)  # what they hold is the one before, if whoever deleted that has died
 
     def _delete_topic(self, process: Process) -> None:
         tp = self._pick()

@@ -124,9 +124,13 @@ class Topics:
 
     def names(self) -> list[str]:
         """Of all topics but those that Kafka keeps for itself."""
-        with self._conf.telling("listing the topics"):
-            topics = self._client().list_topics(timeout=self._conf.patience_s).topics
-        return sorted(name for name in topics if not name.startswith("__") or name.startswith(INTERNAL))
+        while True:
+            with self._conf.telling("listing the topics"):
+                topics = self._client().list_topics(timeout=self._conf.patience_s).topics
+            now = time.monotonic()
+            if all(name in topics for name, until in list(self._new.items()) if now < until):
+                return sorted(name for name in topics if not name.startswith("__") or name.startswith(INTERNAL))
+            time.sleep(LOOK_S)
 
     def create(self, topic: str, partitions: int, replication: int, settings: Mapping[str, int | str]) -> None:
         """Create a topic and wait until it can be used. Nothing happens if another is just creating it."""

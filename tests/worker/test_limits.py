@@ -10,6 +10,7 @@ import pytest
 
 from taskq import Retry, TaskQ, current
 from taskq.broker.port import Message
+from taskq.decorators import SyncTask
 from taskq.errors import TaskqError, TimeLimitExceeded
 from taskq.trip import Trip, with_trip
 from tests.processes import WAIT_S, wait_until
@@ -222,9 +223,8 @@ def test_at_most_once_is_committed_before_it_runs(app: TaskQ) -> None:
         wait_finished(worker)
 
 
-def test_what_is_tried_again_keeps_its_priority(app: TaskQ) -> None:
-    done: list[str] = []
-    gate = threading.Event()
+def of_any_priority(app: TaskQ, done: list[str], gate: threading.Event) -> SyncTask[[str], None]:
+    """A task that adds its argument to `done`; "first" waits for the gate instead."""
 
     @app.task(topic="feed", priority="normal")
     def work(priority: str) -> None:
@@ -232,6 +232,15 @@ def test_what_is_tried_again_keeps_its_priority(app: TaskQ) -> None:
             gate.wait(WAIT_S)
         else:
             done.append(priority)
+
+    return work
+
+
+def test_what_is_tried_again_keeps_its_priority(app: TaskQ) -> None:
+    done: list[str] = []
+    gate = threading.Event()
+
+    work = of_any_priority(app, done, gate)
 
     def failed(priority: str) -> Message:
         value = b'{"task": "%s", "args": ["%s"]}' % (work.name.encode(), priority.encode())
@@ -251,12 +260,7 @@ def test_priorities_are_weighted_and_none_starves(app: TaskQ) -> None:
     done: list[str] = []
     gate = threading.Event()
 
-    @app.task(topic="feed", priority="normal")
-    def work(priority: str) -> None:
-        if priority == "first":
-            gate.wait(WAIT_S)
-        else:
-            done.append(priority)
+    work = of_any_priority(app, done, gate)
 
     with working(app, concurrency=1) as worker:
         work.delay("first")

@@ -10,9 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from taskq.broker.port import Broker
 from taskq.definitions import WORKER_INFO
@@ -23,6 +23,9 @@ from taskq.worker.ending import CLOSE_S_MAX, LEAVE_S_MAX, Ending
 from taskq.worker.http import Health
 from taskq.worker.signals import catching_signals
 from taskq.worker.worker import SILENT_S_MAX
+
+SIGNAL_LATE_S_MAX = 1.0
+"""When a signal is heard at the latest: one that comes just before the main thread falls asleep does not wake it."""
 
 _log = logging.getLogger("taskq.worker")
 
@@ -52,13 +55,18 @@ class DelaysWorker:
         mover = threading.Thread(target=self._move, name="taskq-delays", daemon=True)
         try:
             mover.start()
-            self._over.get()
+            self._wait()
         finally:
             self.ending.within(LEAVE_S_MAX)
             metrics.remove_source(self._samples)
         if self._error is not None:
             _log.critical("the mover of delayed invocations gives up: %s", self._error, exc_info=self._error)
         return self.exit_code()
+
+    def _wait(self) -> None:
+        while True:
+            with suppress(Empty):
+                return self._over.get(timeout=SIGNAL_LATE_S_MAX)
 
     def exit_code(self) -> int:
         """What `run` returns, once it has ended."""

@@ -15,15 +15,25 @@ def until(condition: Callable[[], object], what: str, within_s: float = 30.0) ->
     assert wait(lambda: bool(condition()), within_s), f"not within {within_s} s: {what}"
 
 
-def held(here: Bench, group: str = "feed") -> Counter[str]:
-    """How many partitions, of all topics, each member holds, as the group knows it."""
+def owners(here: Bench, group: str = "feed") -> dict[str, list[str]]:
+    """For each topic whose partitions members of the group hold, those members, as the group knows it."""
     with TaskQ("looks", broker=here.broker) as app:
-        return Counter(app.broker.admin().describe_group(group).owners.values())
+        found: dict[str, list[str]] = {}
+        for tp, owner in app.broker.admin().describe_group(group).owners.items():
+            found.setdefault(tp.topic, []).append(owner)
+        return found
 
 
-def wait_for_share(here: Bench, members: int = 2, total: int = 32) -> None:
-    """Until so many members hold equally many of the partitions (tests.apps.audit: four topics of eight)."""
-    until(lambda: list(held(here).values()) == [total // members] * members, f"{members} share all partitions")
+def wait_for_share(here: Bench, workers: int = 2, total: int = 32) -> None:
+    """Until so many hold equally many of the partitions of each topic (tests.apps.audit: four topics of eight)."""
+
+    def are_shared() -> bool:
+        found = owners(here).values()
+        return sum(map(len, found)) == total and all(
+            list(Counter(members).values()) == [len(members) // workers] * workers for members in found
+        )
+
+    until(are_shared, f"{workers} share the partitions of each topic")
 
 
 def finished(here: Bench, within_s: float = 30.0, group: str = "feed") -> None:

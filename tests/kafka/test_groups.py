@@ -8,6 +8,8 @@ import pytest
 
 from taskq.broker.kafka import KafkaBroker
 from taskq.broker.kafka.consumer import KafkaConsumer
+from taskq.broker.kafka.members import SHARES_MAX, shares
+from tests.conformance.members import Member, settle
 from tests.kafka.cluster import Cluster
 from tests.kafka.urls import url
 from tests.processes import wait_until
@@ -44,3 +46,32 @@ def test_who_has_closed_is_no_member_any_more(
             assert not broker.admin().describe_group("feed").members
     finally:
         broker.close()
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_who_comes_later_gets_its_share_of_every_topic(empty: Cluster, protocol: str) -> None:
+    """Not all of what is busy, and the first all of what is not; nor the other way round."""
+    topics = ["feed", "mail", "feed.retry"]
+    broker = KafkaBroker(url(empty, {"group.protocol": protocol}))
+    try:
+        for topic in topics:
+            broker.admin().create_topic(topic, 4)
+        first = Member(broker.consumer("feed", topics))
+        settle(first, until=lambda: len(first.held) == 12)
+        second = Member(broker.consumer("feed", topics))
+
+        def numbers() -> list[list[int]]:
+            return [[sum(tp.topic == topic for tp in one.held) for topic in topics] for one in (first, second)]
+
+        settle(first, second, until=lambda: numbers() == [[2, 2, 2], [2, 2, 2]], lets_go=True)
+    finally:
+        broker.close()
+
+
+def test_topics_are_shared_alike_whatever_their_order() -> None:
+    topics = ["mail", "feed", "feed.retry", "mail.retry"]
+    assert shares(topics) == shares(topics[::-1]) == [("feed",), ("mail",), ("feed.retry", "mail.retry")]
+    assert shares(["__taskq.delay.0", "__taskq.delay.1"]) == [("__taskq.delay.0", "__taskq.delay.1")]
+    many = [f"topic-{number:02}" for number in range(2 * SHARES_MAX + 1)]
+    assert sorted(topic for share in shares(many) for topic in share) == many
+    assert {len(share) for share in shares(many)} == {2, 3}

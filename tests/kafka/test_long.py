@@ -15,7 +15,7 @@ import pytest
 
 from taskq.broker.kafka.member import GIVE_UP_AT
 from tests.kafka.cluster import Cluster
-from tests.kafka.looking import finished, held, until, wait_for_share
+from tests.kafka.looking import finished, owners, until, wait_for_share
 from tests.kafka.urls import url
 from tests.processes import bench
 
@@ -70,7 +70,7 @@ def test_a_newcomer_does_not_wait_for_ever(empty: Cluster, tmp_path: Path) -> No
         here.task("wait_for_file").map([("go",)] * EVERYWHERE)
         here.wait_for_lines(EVERYWHERE)
         second = here.start_worker("feed", "-c", "64")
-        until(lambda: len(held(here)) == 2, "the newcomer has some")
+        until(lambda: len(set(owners(here)["feed"])) == 2, "the newcomer has some")
         first.wait_for("has waited long enough for what runs in")
         until(lambda: len(here.audited()) > EVERYWHERE, "it runs them again")
         (tmp_path / "go").touch()

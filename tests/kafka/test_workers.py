@@ -11,7 +11,7 @@ from taskq import TaskQ
 from taskq.broker.port import TopicPartition
 from tests.guarantees.test_06_a_task_that_kills_its_worker_is_stopped import check, publish
 from tests.kafka.cluster import Cluster
-from tests.kafka.looking import finished, held, until, wait_for_share
+from tests.kafka.looking import finished, owners, until, wait_for_share
 from tests.kafka.urls import url
 from tests.processes import Bench, bench, metric
 
@@ -48,7 +48,7 @@ def test_a_drain_finishes_what_runs_and_repeats_nothing(here: Bench) -> None:
     here.wait_for_lines(100)
     assert first.stop() == 0
     stopped_at = len(here.audited())
-    assert not held(here), "it has left its group"
+    assert not owners(here), "it has left its group"
     here.start_worker("feed")
     lines = here.wait_for_lines(800)
     assert 100 <= stopped_at < 800
@@ -157,7 +157,7 @@ def test_what_librdkafka_knows_is_on_the_page(empty: Cluster, tmp_path: Path) ->
         def told(name: str, **labels: str) -> list[float]:
             return metric(worker.scrape(), f"taskq_kafka_{name}", **labels)
 
-        for client in ("producer", "member of feed"):
+        for client in ("producer", "member of feed for feed"):
             until(lambda client=client: told("broker_up", client=client, broker="1") == [1.0], client)  # type: ignore[misc]
         for name in ("sent_bytes", "received_bytes", "request_seconds", "group_rebalances"):
             until(lambda name=name: any(told(name)), name)  # type: ignore[misc]

@@ -165,6 +165,7 @@ class Conf:
         if not self.is_classic:
             for name in _CLASSIC_ONLY:
                 told.pop(name, None)
+            told.setdefault("group.remote.assignor", "range")  # each topic by itself; see members.py
         return told
 
     def _common(self, without: tuple[str, ...], defaults: Mapping[str, str]) -> dict[str, Any]:

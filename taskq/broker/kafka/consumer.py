@@ -1,4 +1,4 @@
-"""A member and a fetcher as one consumer, as the port wants it."""
+"""Members and a fetcher as one consumer, as the port wants it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.fetcher import Fetcher
 from taskq.broker.kafka.lookup import Lookup
-from taskq.broker.kafka.member import Member, offsets_of
+from taskq.broker.kafka.member import offsets_of
+from taskq.broker.kafka.members import Members
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import purges
 from taskq.broker.limits import check_progress
@@ -70,14 +71,14 @@ class KafkaConsumer:
         self._purge_at = 0.0
         self._fetcher = Fetcher(self._conf, self._changed, self._skip)
         try:
-            self._member = Member(self._conf, group, subscribed, self, stats)
+            self._members = Members(self._conf, group, subscribed, self, stats)
         except BaseException:
             self._fetcher.close()
             raise
 
     @property
     def member_id(self) -> str:
-        return self._member.id
+        return self._members.id
 
     def poll(self, timeout: float, records_max: int = 4096) -> Polled:
         deadline = time.monotonic() + timeout
@@ -122,7 +123,7 @@ class KafkaConsumer:
                 if tp in self._held
             }
         if ours:
-            self._member.commit(offsets_of(ours))
+            self._members.commit(offsets_of(ours))
             self._purge({tp: offset for tp, (offset, _) in ours.items()})
 
     def release(self, tps: Sequence[TopicPartition]) -> None:
@@ -131,7 +132,7 @@ class KafkaConsumer:
             for tp in tps:
                 self._held.pop(tp, None)
         self._fetcher.remove(tps)
-        self._member.look()
+        self._members.look()
 
     def keep(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
@@ -140,7 +141,7 @@ class KafkaConsumer:
                 held.keep_until = time.monotonic() + KEEP_S
 
     def leave(self) -> None:
-        self._member.leave()
+        self._members.leave()
 
     def close(self) -> None:
         with self._changed:
@@ -148,7 +149,7 @@ class KafkaConsumer:
                 return
             self._is_closed = True
             self._changed.notify_all()
-        self._member.close()
+        self._members.close()
         self._fetcher.close()
 
     # -- with the condition held
@@ -160,7 +161,7 @@ class KafkaConsumer:
     def _check_open(self) -> None:
         if self._is_closed:
             raise BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
-        error = self._member.error or self._fetcher.error
+        error = self._members.error or self._fetcher.error
         if error is not None:
             raise error
 
@@ -196,7 +197,7 @@ class KafkaConsumer:
             self._held[tp] = self._held.pop(tp)  # to the end: the others go first next time
         return taken
 
-    # -- for the member, in its thread
+    # -- for the members, in their threads
 
     def on_assigned(self, tps: Sequence[TopicPartition], committed: Sequence[KafkaPartition]) -> None:
         new = [tp for tp, one in zip(tps, committed, strict=True) if one.offset < 0]

@@ -75,7 +75,7 @@ class Owner(Protocol):
 
 
 @define(eq=False)
-class _Commit:
+class Commit:
     """A commit that somebody waits for."""
 
     offsets: list[KafkaPartition]
@@ -86,9 +86,9 @@ class _Commit:
 
 
 class Member:
-    """`commit`, `leave` and `close` are for others; all else happens in the thread."""
+    """Public methods are for others; all else happens in the thread. `name` is that of its client, for `stats`."""
 
-    def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Stats) -> None:
+    def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Stats, name: str) -> None:
         self.id = ""
         """As the group knows it. Empty until it has joined."""
         self.error: BrokerError | None = None
@@ -97,11 +97,12 @@ class Member:
         self._group = group
         self._owner = owner
         self._news = threading.Condition()
-        self._commits: deque[_Commit] = deque()
+        self._commits: deque[Commit] = deque()
         self._leaves = False
         self._is_closed = False
         self._stats = stats
-        told = conf.member(group) | {"stats_cb": stats.of(f"member of {group}")}
+        self._name = name
+        told = conf.member(group) | {"stats_cb": stats.of(name)}
         with self._conf.telling(f"joining group {group}"):
             self._client = Consumer(told, logger=log)
             self._client.subscribe(list(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
@@ -110,12 +111,15 @@ class Member:
 
     # -- for others
 
-    def commit(self, offsets: list[KafkaPartition]) -> None:
-        """Wait until they are stored. What can't be, since the group has gone on without us, is not: it tells."""
-        commit = _Commit(offsets, time.monotonic() + COMMIT_S)
+    def begin_commit(self, offsets: list[KafkaPartition]) -> Commit:
+        commit = Commit(offsets, time.monotonic() + COMMIT_S)
         with self._news:
             self._commits.append(commit)
             self._news.notify()
+        return commit
+
+    def finish_commit(self, commit: Commit) -> None:
+        """Wait until it is stored. What can't be, since the group has gone on without us, is not: it tells."""
         while not commit.done.wait(1.0):
             if not self._thread.is_alive():
                 raise self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
@@ -132,10 +136,13 @@ class Member:
         with self._news:
             self._news.notify()
 
-    def close(self) -> None:
+    def begin_close(self) -> None:
         with self._news:
             self._is_closed = True
             self._news.notify()
+
+    def close(self) -> None:
+        self.begin_close()
         self._thread.join()
 
     # -- in the thread
@@ -154,7 +161,7 @@ class Member:
             self._is_closed = True  # so that closing waits for no release
             self._depart()
             self._client.close()
-            self._stats.forget(f"member of {self._group}")
+            self._stats.forget(self._name)
             for commit in self._commits:
                 commit.error = self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
                 commit.done.set()

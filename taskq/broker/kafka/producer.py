@@ -191,9 +191,9 @@ class KafkaProducer:
             self._topics.ensure(topic)
             time.sleep(ROOM_S)  # the client may not have heard of that yet
             delivery = self._deliver(topic, delivery.homeless)
-        if delivery.homeless:
-            raise self._topics.missing(topic)
         if delivery.error is None:
+            if delivery.homeless:
+                raise self._topics.missing(topic)
             return delivery.place
         self._topics.forget(topic)
         if delivery.error.code() == KafkaError.INVALID_RECORD:

@@ -27,6 +27,7 @@ tables, and every other shape goes the slow, obvious way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 from struct import Struct
 from typing import NamedTuple
 
@@ -295,41 +296,40 @@ def _refuse(buffer: bytes, position: int, next_offset: int) -> None:
         raise BadBatch(position, f"{header.record_count} records in no bytes")
 
 
+_NO_OPENING = b"\xff"
+"""What no record's body begins with: these are its attributes."""
+
+
 def _decode_records(
     buffer: bytes, position: int, stop: int, base: int, base_ts: int, count: int, first: int, out: list[Record]
 ) -> None:
     """Append the `count` records of one batch whose offset is at least `first` to `out`.
 
     The shape our own encoder writes for a record without key and headers follows from its length and its place in
-    the batch, so two comparisons recognise it and nothing is parsed; every other record goes to `decode_record`.
+    the batch, so a few comparisons recognise it and nothing is parsed; every other record goes to `decode_record`.
+    Where a record is as long as the one before, even the shape is known.
     """
-    new, record_type, add, startswith = tuple.__new__, Record, out.append, buffer.startswith
-    openings, varints, table_size = OPENINGS, VARINTS, VARINT_TABLE_SIZE
+    new, record_type, add = tuple.__new__, Record, out.append
     begin, had, is_dense = position, len(out), True
+    size_text, value_text, value_at, length = b"", b"", 0, 0  # of the plain record before; no record begins so
     try:
-        for index in range(count):
-            size = buffer[position]
-            if size > 0x7F:
-                high = buffer[position + 1]
-                size = ((size & 0x7F) | (high << 7)) >> 1 if high <= 0x7F else table_size
-                body = position + 2
-            else:
-                size >>= 1
-                body = position + 1
-            record_end = body + size
-            if size < table_size and index < table_size and startswith(openings[index], body):
-                at = body + (4 if index < 64 else 5)
-                value_start = at + 1 if record_end - at <= 65 else at + 2  # a one-byte varint says 63 at most
-                value_size = record_end - 1 - value_start
-                if value_size >= 0 and startswith(varints[value_size], at) and buffer[record_end - 1] == 0:
-                    position = record_end
-                    if base + index >= first:
-                        add(new(record_type, (base + index, base_ts, None, buffer[value_start : record_end - 1], ())))
+        for offset, opening in zip(range(base, base + count), chain(OPENINGS, repeat(_NO_OPENING)), strict=False):
+            if (
+                buffer[position : position + value_at] != size_text + opening + value_text
+                or buffer[end := position + length]
+            ):
+                shape = _plain_shape(buffer, position, opening)
+                if shape is None:
+                    record, position = decode_record(buffer, position, base, base_ts)
+                    is_dense = is_dense and record.offset == offset
+                    if record.offset >= first:
+                        add(record)
                     continue
-            record, position = decode_record(buffer, position, base, base_ts)
-            is_dense = is_dense and record.offset == base + index
-            if record.offset >= first:
-                add(record)
+                size_text, value_text, value_at, length = shape
+                end = position + length
+            if offset >= first:
+                add(new(record_type, (offset, base_ts, None, buffer[position + value_at : end], ())))
+            position = end + 1
         if position != stop:
             raise BadBatch(begin, f"records end at byte {position}, the batch at {stop}")
         if not is_dense:
@@ -339,6 +339,29 @@ def _decode_records(
         if isinstance(error, BadBatch):
             raise
         raise BadBatch(begin, f"records run past their batch or are not UTF-8 where they must be: {error}") from error
+
+
+def _plain_shape(buffer: bytes, position: int, opening: bytes) -> tuple[bytes, bytes, int, int] | None:
+    """How the record at `position` says its size, and that of its value; where in it its value is, and where it ends.
+
+    None if it is not of the shape that is told above.
+    """
+    size = buffer[position]
+    if size > 0x7F:
+        high = buffer[position + 1]
+        size = (size & 0x7F) | (high << 7) if high <= 0x7F else 2 * VARINT_TABLE_SIZE
+    size >>= 1
+    if size >= VARINT_TABLE_SIZE or not buffer.startswith(VARINTS[size] + opening, position):
+        return None
+    before = len(VARINTS[size])
+    length = before + size - 1
+    value_at = before + len(opening) + 1
+    if length - value_at > 63:  # which is what one byte can say
+        value_at += 1
+    value_size = length - value_at
+    if value_size < 0 or not buffer.startswith(VARINTS[value_size], position + before + len(opening)):
+        return None
+    return (VARINTS[size], VARINTS[value_size], value_at, length) if buffer[position + length] == 0 else None
 
 
 def _check_offsets(header: BatchHeader, position: int, records: Sequence[Record]) -> None:

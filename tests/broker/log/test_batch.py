@@ -20,7 +20,7 @@ from taskq.broker.log.batch import (
     encode_one,
     read_header,
 )
-from taskq.broker.log.records import encode_varint
+from taskq.broker.log.records import decode_record, encode_varint
 from taskq.broker.port import Message, Record
 
 NOW_MS = 1_700_000_000_000
@@ -60,6 +60,27 @@ def test_many_records_come_back_as_they_were(batch: list[Message], offset: int) 
 def test_a_batch_of_more_records_than_the_tables_hold() -> None:
     batch = [Message(b"%d" % number) for number in range(10_000)]
     assert [record.value for record in decode(whole(encode_many(batch, NOW_MS)))] == [m.value for m in batch]
+
+
+@given(st.integers(2, 70), st.integers(0, 70), st.data())
+def test_records_of_one_length_are_read_as_any_others_are(count: int, size: int, data: st.DataObject) -> None:
+    """Also where a byte of theirs is another, and the CRC is that of what is there."""
+    records = bytearray(encode_many([Message(bytes([number]) * size) for number in range(count)], NOW_MS)[53:])
+    records[data.draw(st.integers(0, len(records) - 1))] = data.draw(st.integers(0, 255))
+    after_crc = struct.pack(">hiqqqhii", 0, count - 1, NOW_MS, NOW_MS, -1, -1, -1, count) + records
+    raw = whole(struct.pack(">iibI", len(after_crc) + 9, 0, 2, crc32c(after_crc)) + after_crc)
+    expected, position = [], HEADER_BYTES
+    try:
+        for _ in range(count):
+            record, position = decode_record(raw, position, 0, NOW_MS)
+            expected.append(record)
+    except (BadBatch, IndexError, UnicodeDecodeError):
+        expected = []
+    try:
+        assert decode(raw) == expected
+    except BadBatch:
+        ascends = [record.offset for record in expected] == list(range(count))
+        assert not ascends or position != len(raw)
 
 
 @given(messages)

@@ -54,8 +54,11 @@ class Place(Protocol):
 Delivery = tuple[RunningTask, Envelope, Record, Place]
 """What is run and from where. A plain tuple, and the very one that a worker makes for every invocation anyway."""
 
-_delivery: ContextVar[Delivery] = ContextVar("taskq_delivery")
-_deadline: ContextVar[tuple[Delivery, float] | None] = ContextVar("taskq_deadline", default=None)
+Limited = tuple[RunningTask, Envelope, Record, Place, float]
+"""One that has a deadline: seconds since 1970."""
+
+_delivery: ContextVar[Delivery | Limited] = ContextVar("taskq_delivery")
+"""All in one variable: beside others in its context it takes longer to be set."""
 
 enter = _delivery.set
 """Make `current` tell of a `Delivery`, in this thread or async task, until the next. For workers.
@@ -66,7 +69,7 @@ There is no leaving: a runner runs nothing of the user's between two invocations
 
 def limit(delivery: Delivery, deadline: float) -> None:
     """Make `current.deadline` (seconds since 1970) tell of this delivery, which was entered. For workers."""
-    _deadline.set((delivery, deadline))
+    _delivery.set((*delivery, deadline))
 
 
 class Variables:
@@ -78,26 +81,22 @@ class Variables:
     goes on in another copy of `context`.
     """
 
-    __slots__ = ("_own", "context", "size")
+    __slots__ = ("_own", "_size", "context", "size_to_ask")
 
     def __init__(self, context: Context) -> None:
-        context.run(_deadline.set, None)
         self.context = context
-        self.size = len(context) + (_delivery not in context)
+        self._size = len(context) + (_delivery not in context)
         """How many there are while one runs. What it leaves behind is one more, or another value: none can go."""
         self._own = [(name, value) for name, value in context.items() if name.name not in _NOT_THEIRS]
-
-    @property
-    def has_own(self) -> bool:
-        """Whether `are_others` must be asked, too: `context` has some that an invocation may set to something else."""
-        return bool(self._own)
+        self.size_to_ask = self._size + (not self._own)
+        """From how many on `are_others` must be asked: always, if `context` has some that may be set to others."""
 
     def are_others(self, context: Context) -> bool:
         """Whether an invocation has left variables in `context`, its runner's."""
-        return len(context) > self.size or any(context[name] is not value for name, value in self._own)
+        return len(context) > self._size or any(context[name] is not value for name, value in self._own)
 
 
-_NOT_THEIRS = (_delivery.name, _deadline.name, "current_async_library_cvar")
+_NOT_THEIRS = (_delivery.name, "current_async_library_cvar")
 """Set by whoever runs it; the last one is sniffio's."""
 
 
@@ -203,8 +202,8 @@ class Current:
     @property
     def deadline(self) -> float | None:
         """When this run is over time, in seconds since 1970; None if its task has no `timeout`."""
-        delivery, known = _get(), _deadline.get()
-        return known[1] if known is not None and known[0] is delivery else None
+        entered = _entered()
+        return entered[4] if len(entered) > 4 else None
 
     def check(self) -> None:
         """Raise TaskCancelled if this invocation was cancelled, TimeLimitExceeded if its time is over.
@@ -267,6 +266,10 @@ class _InvocationLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def _get() -> Delivery:
+    return _entered()[:4]
+
+
+def _entered() -> Delivery | Limited:
     try:
         return _delivery.get()
     except LookupError:

@@ -87,9 +87,11 @@ class Dispatch:
 
     # -- in
 
-    def add(self, items: list[Item]) -> None:
-        """Let these run, or wait at their gates until they may."""
-        ready = [item for item in items if not isinstance(item[3], Ticket) or self._advance(item[3])]
+    def add(self, items: list[Item], *, may_wait: bool = True) -> None:
+        """Let these run, or wait at their gates until they may. Not `may_wait`: none of them has any."""
+        ready = items
+        if may_wait:
+            ready = [item for item in items if not isinstance(item[3], Ticket) or self._advance(item[3])]
         if ready and not self._classes and len(self._usual) == 1:
             self._usual[0].submit(ready)  # no suspects are among these: their gate lets nobody through at once
         elif ready:

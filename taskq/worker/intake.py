@@ -6,6 +6,7 @@ Nearly all records are for one task that has no wishes, and carry no headers: th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from taskq.broker.port import Record
 from taskq.context import Cancelled, is_cancelled
@@ -18,6 +19,19 @@ from taskq.worker.work import Ended, Item, Job, Joint, Work
 
 QUARANTINE_FROM = 3
 """From this delivery on an invocation that may have killed workers runs in a process of its own."""
+
+
+class Sorted(NamedTuple):
+    """What is to be done with some records."""
+
+    items: list[Item]
+    """To run."""
+    failures: list[Ended]
+    """To give up."""
+    skipped: list[int]
+    """Offsets of what another group runs."""
+    may_wait: bool
+    """Whether there may be tickets among `items`."""
 
 
 class Intake:
@@ -47,11 +61,11 @@ class Intake:
         self.cancelled: Cancelled = {}
         """If there are any, every record is looked for in them."""
 
-    def sort(self, work: Work, records: Sequence[Record]) -> tuple[list[Item], list[Ended], list[int]]:
-        """What to run, what to give up, and the offsets of what another group runs."""
+    def sort(self, work: Work, records: Sequence[Record]) -> Sorted:
         items: list[Item] = []
         failures: list[Ended] = []
         skipped: list[int] = []
+        may_wait = False
         is_usual, cancelled = bool(records) and records[0].offset >= work.suspects_end, self.cancelled
         add, plain_of = items.append, (self._plain if is_usual else _NONE).get
         for record in records:
@@ -72,7 +86,8 @@ class Intake:
                 failures.append(found)
             else:
                 items += found
-        return items, failures, skipped
+                may_wait = True
+        return Sorted(items, failures, skipped, may_wait)
 
     def _look_closely(self, work: Work, envelope: Envelope, record: Record) -> list[Item] | Ended | None:
         """The items of a record with headers, of a job with gates or an event, or after a death or a cancellation.

@@ -271,8 +271,8 @@ class Poller:
                 records = [record for record in records if not work.progress.is_finished(record.offset)]
             work.handed_out += len(records)
             work.handed_out_bytes += _bytes_of(records)
-            items, failures, skipped = self._intake.sort(work, records)
-            self._dispatch.add(items)
+            items, failures, skipped, may_wait = self._intake.sort(work, records)
+            self._dispatch.add(items, may_wait=may_wait)
             self.feed.failures.extend(failures)
             if skipped:
                 self._skipped.inc(len(skipped))

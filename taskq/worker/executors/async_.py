@@ -121,7 +121,7 @@ class AsyncCrew:
     async def _work(self, runner: _Runner) -> None:
         """Run items until one of them is cancelled, or has left context variables behind."""
         queue, feed = self.queue, self._feed
-        size, has_own, are_others = self._variables.size, self._variables.has_own, self._variables.are_others
+        size, are_others = self._variables.size_to_ask, self._variables.are_others
         take = queue.popleft
         yielded = perf_counter()
         while True:
@@ -153,7 +153,7 @@ class AsyncCrew:
                 return  # it was cancelled, and ended all the same
             if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
-            if len(copy_context()) > size or (has_own and are_others(copy_context())):
+            if len(copy_context()) >= size and are_others(copy_context()):
                 return
             if ended - yielded > YIELD_S:
                 await self._yield(runner)

@@ -98,7 +98,7 @@ class ThreadCrew:
     def _work(self, runner: _Runner, context: Context) -> bool:
         """Run items in `context` until one has left variables in it, or the runner is to end: True."""
         queue, feed = self.queue, self._feed
-        size, has_own, are_others = self._variables.size, self._variables.has_own, self._variables.are_others
+        size, are_others = self._variables.size_to_ask, self._variables.are_others
         take = queue.popleft
         while True:
             try:
@@ -129,7 +129,7 @@ class ThreadCrew:
                 return True
             if feed.is_full and len(queue) < feed.low:
                 feed.want_more()
-            if len(context) > size or (has_own and are_others(context)):
+            if len(context) >= size and are_others(context):
                 return False
 
     def _wait(self, runner: _Runner) -> bool:
@@ -147,10 +147,14 @@ class ThreadCrew:
 
 
 def _off_the_loop() -> Context:
-    """A copy of the context, in which sniffio, and so anyio, finds no event loop."""
-    context = copy_context()
-    if "sniffio" in sys.modules:
-        import sniffio
+    """The context without what tells sniffio, and so anyio, of an event loop: none runs in a crew's threads."""
+    here = copy_context()
+    if "sniffio" not in sys.modules:
+        return here
+    import sniffio
 
-        context.run(sniffio.current_async_library_cvar.set, None)
+    context = Context()
+    for variable, value in here.items():
+        if variable is not sniffio.current_async_library_cvar:
+            context.run(variable.set, value)
     return context

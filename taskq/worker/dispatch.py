@@ -124,7 +124,9 @@ class Dispatch:
         """Leave gates for what has ended, and let in whoever may pass by now."""
         freed = self._feed.freed
         while freed:
-            self._leave(freed.popleft())
+            ticket = freed.popleft()
+            self._leave(ticket)
+            ticket.forget()
         ready: list[Item] = []
         for ticket in self._retries.release(now):
             ticket.work.waiting -= 1

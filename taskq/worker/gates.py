@@ -59,6 +59,11 @@ class Ticket:
         """Its gates are left by whoever discards it."""
         self.inner.discard(offset)
 
+    def forget(self) -> None:
+        """It has ended, and its gates are left. Else it and its item would keep each other, and with them its `Work`,
+        until garbage is collected, which a worker does seldom."""
+        del self.item
+
 
 class Nowhere:
     """Where an item ends whose offset was finished before it ran: it is handed out until then."""

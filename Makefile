@@ -41,6 +41,7 @@ soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak.rate
 	$(BIN)/python -m tests.soak.life
 	$(BIN)/python -m tests.soak.rolling
+	$(BIN)/python -m tests.soak.remembering
 
 # The peers go into an environment of their own, .venv-bench.
 bench: $(VENV)/.test

@@ -42,6 +42,7 @@ from taskq.worker.life import Life
 from taskq.worker.link import EXIT_RECYCLE
 from taskq.worker.poller import Poller
 from taskq.worker.recycle import Recycler, executed
+from taskq.worker.reminding import Reminder
 from taskq.worker.signals import catching_signals
 from taskq.worker.telling import is_on, telling
 from taskq.worker.watch import LoopWatch
@@ -153,6 +154,7 @@ class Worker:
         self._error: BaseException | None = None
         self._poller_is_done = threading.Event()
         self._mover = Mover(self._broker, joins_late=app.has_lifespan)
+        self._reminder = Reminder(self._broker, options.group)
 
     def _tell_outcomes(self) -> None:
         for job in self._jobs:
@@ -230,9 +232,11 @@ class Worker:
             group.start_soon(self._stop_if_cancelled)
             mover = threading.Thread(target=self._move, name="taskq-delays", daemon=True)
             mover.start()
+            self._reminder.start()
             try:
                 await anyio.to_thread.run_sync(self._poll, limiter=anyio.CapacityLimiter(1))
             finally:
+                self._reminder.stop()
                 self._mover.stop()
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(mover.join)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 
 from taskq.broker.port import Broker, Lost, TopicPartition
 from taskq.control import cancelled_by
 from taskq.errors import BrokerUnavailable, TopicNotFound
 from taskq.message import Id
 from taskq.topics import CONTROL, CONTROL_MS
-
-AGAIN_S = 5.0
-"""When to look again, if the broker can't be asked: it has taken its time to say so."""
 
 _log = logging.getLogger("taskq.worker")
 
@@ -23,7 +22,10 @@ _TP = TopicPartition(CONTROL, 0)
 
 
 class Cancels:
-    """`ids` is what is cancelled. Belongs to one thread, but others may look into `ids`."""
+    """`ids` is what is cancelled. Belongs to one thread, but others may look into `ids`.
+
+    Where looking costs a round trip, which may take long while brokers come and go, a thread of its own looks.
+    """
 
     def __init__(self, broker: Broker) -> None:
         self.ids: dict[Id, int] = {}
@@ -31,15 +33,51 @@ class Cancels:
         broker.producer().send_many(CONTROL, [])  # so that there is one to read
         self._reader = broker.reader()
         self._next = 0
-        self._interval_s = REMOTE_INTERVAL_S if broker.is_remote else 0.0
-        self._look_at = 0.0
+        self._is_remote = broker.is_remote
+        self._found: deque[dict[Id, int]] = deque()
+        """By the thread, and not taken yet."""
+        self._error: Exception | None = None
+        """Why the thread can look no more."""
+        self._has_looked = threading.Event()
+        self._is_closed = threading.Event()
 
     def refresh(self) -> set[Id]:
-        """Read what has come since the last time: the ids that are new, or again. Looking must cost next to nothing."""
-        now = time.monotonic()
-        if now < self._look_at:
-            return set()
-        self._look_at = now + self._interval_s
+        """Take what has come since the last time: the ids that are new, or again. Must cost next to nothing.
+
+        The first time it waits until all has been read: nothing that is cancelled is to be started. Raises what makes
+        it impossible to look.
+        """
+        if not self._is_remote:
+            return self._take(self._read())
+        if not self._has_looked.is_set():
+            threading.Thread(target=self._look, name="taskq-cancels", daemon=True).start()
+            self._has_looked.wait()
+        if self._error is not None:
+            raise self._error
+        new: dict[Id, int] = {}
+        while self._found:
+            new |= self._found.popleft()
+        return self._take(new)
+
+    def close(self) -> None:
+        """Look no more. The thread ends with what it asks just now, which nobody waits for."""
+        self._is_closed.set()
+
+    def _look(self) -> None:
+        """The thread."""
+        try:
+            while not self._is_closed.is_set():
+                if found := self._read():
+                    self._found.append(found)
+                self._has_looked.set()
+                self._is_closed.wait(REMOTE_INTERVAL_S)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._has_looked.set()
+
+    def _read(self) -> dict[Id, int]:
+        """What has been cancelled since the last time."""
         new: dict[Id, int] = {}
         try:
             while self._reader.bounds(_TP).end > self._next:
@@ -51,16 +89,19 @@ class Cancels:
         except TopicNotFound:  # deleted: what is cancelled next makes it anew
             self._next = 0
         except BrokerUnavailable as error:  # whether it comes back in time, who commits finds out
-            _log.warning("what has been cancelled can't be read yet: %s", error)
-            self._look_at = time.monotonic() + AGAIN_S
-        if new:
-            oldest_ms = int(time.time() * 1000) - CONTROL_MS
-            fresh = {ident for ident, since_ms in new.items() if since_ms > self.ids.get(ident, -1)}
-            self.ids.update(new)
-            for ident in [ident for ident, since_ms in self.ids.items() if since_ms < oldest_ms]:
-                del self.ids[ident]
-            return fresh & self.ids.keys()
-        return set()
+            if not self._is_closed.is_set():
+                _log.warning("what has been cancelled can't be read yet: %s", error)
+        return new
+
+    def _take(self, new: dict[Id, int]) -> set[Id]:
+        if not new:
+            return set()
+        oldest_ms = int(time.time() * 1000) - CONTROL_MS
+        fresh = {ident for ident, since_ms in new.items() if since_ms > self.ids.get(ident, -1)}
+        self.ids.update(new)
+        for ident in [ident for ident, since_ms in self.ids.items() if since_ms < oldest_ms]:
+            del self.ids[ident]
+        return fresh & self.ids.keys()
 
 
 def _tell(lost: Lost) -> None:

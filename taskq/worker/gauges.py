@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from taskq.broker.port import Admin, Committed, Reader, TopicPartition
+from taskq.broker.port import Admin, Committed, Reader, TopicDescription, TopicPartition
 from taskq.definitions import (
     BACKLOG,
     BACKLOG_AGE_SECONDS,
@@ -44,17 +44,12 @@ def samples(
 
     `info` is its version and its broker's URL, `unsynced_s` its broker's.
     """
-    works = list(works)
+    of_topic: dict[str, list[Work]] = {}
     for work in works:
+        of_topic.setdefault(work.tp.topic, []).append(work)
+    for topic, held in sorted(of_topic.items()):
         with suppress(TopicNotFound):  # deleted; the poller has not heard of it yet
-            yield from _partition_samples(group, work, is_held_up, reader)
-    for topic in sorted({work.tp.topic for work in works}):
-        sizes: tuple[int, ...] = ()
-        with suppress(TopicNotFound):
-            sizes = admin.describe_topic(topic).size_bytes
-        for work in works:
-            if work.tp.topic == topic and work.tp.partition < len(sizes):
-                yield Sample(LOG_BYTES, (topic, str(work.tp.partition)), sizes[work.tp.partition])
+            yield from _topic_samples(group, held, is_held_up, reader, admin.describe_topic(topic))
     for task, count in Counter(item[0].task.name for item in running()).items():
         yield Sample(RUNNING, (group, task), count)
     yield Sample(DEAD_LETTERS, (group,), dead_letters(admin, group))
@@ -79,10 +74,22 @@ def dead_letters(admin: Admin, group: str, resolved: Mapping[TopicPartition, Com
     )
 
 
-def _partition_samples(group: str, work: Work, is_held_up: bool, reader: Reader) -> Iterator[Sample]:
+def _topic_samples(
+    group: str, works: Iterable[Work], is_held_up: bool, reader: Reader, topic: TopicDescription
+) -> Iterator[Sample]:
+    """Of those of its partitions that are held."""
+    for work in works:
+        number = work.tp.partition
+        if number < len(topic.partitions):
+            yield from _partition_samples(group, work, is_held_up, reader, topic.partitions[number].end)
+        if number < len(topic.size_bytes):
+            yield Sample(LOG_BYTES, (topic.name, str(number)), topic.size_bytes[number])
+
+
+def _partition_samples(group: str, work: Work, is_held_up: bool, reader: Reader, end: int) -> Iterator[Sample]:
     labels = (group, work.tp.topic, str(work.tp.partition))
     low = work.progress.low
-    backlog = reader.bounds(work.tp).end - low - work.progress.finished_above
+    backlog = end - low - work.progress.finished_above
     yield Sample(BACKLOG, labels, max(0, backlog))
     with suppress(BrokerError):  # damage: nobody knows how old it is, and all else is to be seen all the more
         oldest = reader.read(work.tp, low, _PEEK_BYTES) if backlog > 0 else ()

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, Record, TopicPartition
 from taskq.context import look_for_cancelled_in
-from taskq.errors import BrokerUnavailable, StorageFull, TopicNotFound
+from taskq.errors import BrokerUnavailable, StorageFull
 from taskq.metrics import Metrics
 from taskq.worker.cancels import Cancels
 from taskq.worker.dispatch import Dispatch, give_gates, is_among, priorities_of
@@ -39,6 +39,7 @@ from taskq.worker.intake import Intake
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
 from taskq.worker.retries import Failure
 from taskq.worker.settle import Settler
+from taskq.worker.share import Share
 from taskq.worker.standing import MARKS_MAX, STANDING_BYTES_MAX, Standing
 from taskq.worker.throttle import Throttle
 from taskq.worker.work import Crew, Ended, Feed, Item, Job, Limits, Work, clipped
@@ -73,26 +74,26 @@ class Poller:
         self._commit_interval_s = limits.commit_interval_s
         self._producer = broker.producer()
         self._cancels = Cancels(broker)
+        self._share = Share(broker, group, topics)
         self._consumer = consumer
         self.feed = Feed(max(1, limits.in_flight_max // 2), self._consumer.wakeup)
         all_jobs = {id(job): job for some in jobs.values() for job in some}.values()
         priorities = priorities_of(all_jobs)
         suspects = BatchGate(min(limits.concurrency, MARKS_MAX), self._mark, priorities)
         once = BatchGate(limits.concurrency, self._finish_early, priorities)
-        gates = (*give_gates(all_jobs, once, self._share, priorities), suspects)
+        gates = (*give_gates(all_jobs, once, self._part, priorities), suspects)
         self._intake = Intake(jobs, is_known, suspects, self._is_in_danger, self.feed.free)
         self._dispatch = Dispatch(self.feed, gates, priorities, limits.in_flight_max)
         self._settler = Settler(group, self._producer, metrics, self._dispatch.retry_in_place, self._dispatch.redeliver)
         self.works: dict[TopicPartition, Work] = {}
         """What is held. Others may look, but not touch."""
+        self._lost: dict[TopicPartition, Work] = {}
+        """As it was when it was lost: it may come back."""
         self._throttle = Throttle(group, consumer, self.feed, self._dispatch, self.works, limits)
         self.polled_at = 0.0
         """When the loop last came round (monotonic)."""
         self.on_tick: list[Callable[[float], object]] = []
         """Called at each commit interval while there is anything to do, with the time (monotonic)."""
-        self._topics, self._partitions = topics, 0
-        """And how many those have in all; 0: not known."""
-        self._count_partitions = broker.admin().partitions
         self._reader = broker.reader()
         self._next_commit = 0.0
         self._clock_skew_s = 0.0
@@ -118,6 +119,7 @@ class Poller:
                 self._turn()
             self._fold_and_commit(is_open=False)
         finally:
+            self._cancels.close()
             self._consumer.close()
             self._producer.close()
 
@@ -191,16 +193,18 @@ class Poller:
         if polled.assigned or polled.revoking or polled.lost:
             self._metrics.rebalances.labels(self._group).inc()
         for tp, committed in polled.assigned.items():
-            self.works[tp] = self._take_up(tp, committed)
+            lost = self._lost.pop(tp, None)
+            is_ours = lost is not None and lost.has_stored(committed)  # nobody has had it since, and nobody has died
+            self.works[tp] = lost.anew() if lost is not None and is_ours else self._take_up(tp, committed)
         if polled.assigned:
-            self._partitions = 0
+            self._share.recount()
             for tp in polled.assigned:
                 self.works[tp].set_limit()
             self._commit([self.works[tp] for tp in polled.assigned])
         for tp in polled.lost:
-            lost = [self.works.pop(tp)]
+            self._lost[tp] = work = self.works.pop(tp)
             self._throttle.forget(tp)
-            _discard(self._dispatch.take_back(lost) + _take_parked(lost))
+            _discard(self._dispatch.take_back([work]) + _take_parked([work]))
         for tp in polled.revoking:
             self.works[tp].handover_at = now + HANDOVER_S
             self.works[tp].parked += self._dispatch.take_unbegun([self.works[tp]])  # it may be asked for again
@@ -297,18 +301,8 @@ class Poller:
             failure = Failure("cancelled", "", "it was cancelled", outcome="cancelled")
             self.feed.failures.append(Ended(item[3], item[2], item[0].task.name, failure, item))
 
-    def _share(self) -> float:
-        """Which part of the group's partitions, of all topics, this worker holds: its part of a limit for the group.
-        What is limited may be in any of them, by an event or `options(topic=)`; each is divided evenly."""
-        if not self._partitions:
-            self._partitions = sum(map(self._count, self._topics))
-        return len(self.works) / max(1, self._partitions, len(self.works))
-
-    def _count(self, topic: str) -> int:
-        try:
-            return self._count_partitions(topic)
-        except TopicNotFound:  # deleted: whoever publishes makes it anew
-            return 0
+    def _part(self) -> float:
+        return self._share.of(len(self.works))
 
     # -- before something starts
 
@@ -395,4 +389,7 @@ def _take_parked(works: Iterable[Work]) -> list[Item]:
 def _discard(items: Iterable[Item]) -> None:
     """Forget these. They stay unfinished, so they are delivered again."""
     for item in items:
-        item[3].discard(item[2].offset)
+        place = item[3]
+        place.discard(item[2].offset)
+        if isinstance(place, Ticket):
+            place.forget()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import evolve, frozen
 
-from taskq.broker.port import Reader, Record, TopicPartition
+from taskq.broker.port import Committed, Reader, Record, TopicPartition
 from taskq.decorators import Task
 from taskq.errors import BrokerUnavailable
 from taskq.message import Envelope
@@ -29,7 +29,7 @@ from taskq.topics import RETRY
 from taskq.trip import trip_of
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
 from taskq.worker.retries import REDELIVERED, Abandoned, Failure, SuspectDied, decide, decide_suspect, describe
-from taskq.worker.standing import AHEAD, AHEAD_WHEN_IDLE, NOBODY, Standing
+from taskq.worker.standing import AHEAD, AHEAD_WHEN_IDLE, NOBODY, Standing, progress_of
 
 if TYPE_CHECKING:
     from taskq.worker.gates import Gate
@@ -140,6 +140,16 @@ class Work:
         self._discarded: list[int] = []
         self.discard = self._discarded.append
         """An offset was handed out, and will not be run here."""
+
+    def has_stored(self, committed: Committed) -> bool:
+        """Whether that is what this one has stored last, and nobody else since."""
+        return bool(committed.metadata) and (committed.offset, committed.metadata) == self.committed
+
+    def anew(self) -> Work:
+        """The same partition after it was lost and has come back, as it was stored."""
+        low, metadata = self.committed
+        given_up = self.suspects_end if low < self.suspects_end else 0
+        return Work(self.tp, progress_of(low, metadata), Standing(given_up, self.marks))
 
     @property
     def waiting_bytes(self) -> int:

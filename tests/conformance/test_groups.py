@@ -170,12 +170,15 @@ def test_who_joins_takes_few_and_who_leaves_moves_only_his(join):
     assert all(tp in member.held for tp, member in held_by_others.items())
 
 
-def test_members_get_only_topics_they_subscribed_to(join, engine):
+def test_members_get_only_topics_they_subscribed_to_and_an_even_share_of_each(join):
     both, one = join("feed", "posts", "double"), join("feed", "posts")
-    settle(both, one, until=lambda: len(both.held) + len(one.held) == PARTITIONS + 2 and one.held != {}, lets_go=True)
+    settle(
+        both,
+        one,
+        until=lambda: (len(both.held), len(one.held)) == (PARTITIONS // 2 + 2, PARTITIONS // 2),
+        lets_go=True,
+    )
     assert {tp.topic for tp in one.held} == {"posts"}
-    if not engine.is_remote:  # Kafka's members count all partitions, whatever the topic
-        assert len(one.held) == len({tp for tp in both.held if tp.topic == "posts"}) == PARTITIONS // 2
 
 
 def test_groups_do_not_take_partitions_from_each_other(join):

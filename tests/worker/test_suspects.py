@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskq import Retry, TaskQ
-from taskq.broker.port import Committed, Record, TopicPartition
+from taskq.broker.port import Committed, Message, Polled, Record, TopicPartition
 from taskq.message import Envelope
 from taskq.trip import NEW
 from taskq.worker import Worker, WorkerOptions
@@ -76,6 +76,44 @@ def test_an_error_in_another_process_is_decided_upon_by_what_was_said_there() ->
     assert decide(policy, later, RECORD, 0.5, 0).delay_s == 3.0
     assert decide(policy, later, RECORD, 0.5, 0).trip.failures == 0
     assert decide(policy, cancelled, RECORD, 0.5, 0).outcome == "cancelled"
+
+
+def test_what_comes_back_as_this_worker_left_it_is_no_dead_workers() -> None:
+    """Its session was over for a while; nobody else has had the partition."""
+    work = Work(TP, Progress(3), Standing(10, {4: 2}))
+    work.end = 20
+    work.set_limit()
+    work.committed = work.state()
+    assert work.has_stored(Committed(*work.committed))
+    assert not work.has_stored(Committed(work.committed[0] + 1, work.committed[1]))
+    assert not Work(TP, Progress(3)).has_stored(Committed(3)), "it has stored nothing"
+    again = work.anew()
+    assert (again.progress.low, again.suspects_end, again.marks) == (3, 10, {4: 2}), "those it had it still has"
+    work.progress.finish(list(range(3, 15)))
+    work.committed = work.state()
+    again = work.anew()
+    assert (again.progress.low, again.suspects_end, again.is_dangerous) == (15, 0, False)
+
+
+def test_a_worker_that_is_back_does_not_take_itself_for_dead(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TaskQ("test", broker="memory:") as app:
+
+        @app.task
+        def nothing() -> None: ...
+
+        worker = Worker(app, WorkerOptions("default"))
+        poller, place = worker._poller, TopicPartition("default", 0)
+        app.broker.producer().send_many("default", [Message(b"")] * 99)
+        poller._take_changes(Polled(assigned={place: Committed(0)}), 0)
+        left = Committed(*poller.works[place].committed)
+        poller._take_changes(Polled(lost=frozenset({place})), 0)
+        poller._take_changes(Polled(assigned={place: left}), 0)
+        assert "died holding it" not in caplog.text
+        poller._take_changes(Polled(lost=frozenset({place})), 0)
+        poller._take_changes(Polled(assigned={place: Committed(left.offset, Standing(7).encode(0))}), 0)
+        assert "died holding it" in caplog.text
 
 
 def test_what_has_ended_by_then_is_stored_with_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:

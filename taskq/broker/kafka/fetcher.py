@@ -23,7 +23,7 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
+from taskq.broker.kafka.errors import REFUSED, TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
 from taskq.broker.port import Headers, Record, TopicPartition
 from taskq.errors import BrokerUnavailable, TaskqError
 
@@ -75,6 +75,8 @@ class Fetcher:
         """Guarded by `changed`."""
         self._wishes: deque[Callable[[], object]] = deque()
         self._is_closed = False
+        self._has_read = False
+        """Whether brokers have let it in."""
         self.error: TaskqError | None = None
         """Why nothing can be read any more."""
         with self._conf.telling("opening a consumer"):
@@ -170,6 +172,7 @@ class Fetcher:
                 add = records.append
                 last_topic, last_partition = topic, partition
             add(record_of(message))
+        self._has_read = self._has_read or bool(found)
         with self._changed:
             for tp, batch in found.items():
                 ahead = self._ahead.get(tp)
@@ -200,6 +203,8 @@ class Fetcher:
                 ahead.is_out_of_range = True
         elif error.code() in TRANSIENT | UNKNOWN_TOPIC | {UNUSED_GROUP}:  # librdkafka tries again; the group tells
             log.debug("%s: %s", self._conf.shown, error.str())
+        elif error.code() in REFUSED and self._has_read:  # likewise: brokers that are starting may know nobody yet
+            log.warning("%s: %s", self._conf.shown, error.str())
         else:
             raise self._conf.meaning(error, f"reading {topic}/{partition}")
 

@@ -24,7 +24,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of
+from taskq.broker.kafka.errors import NOT_OURS, REFUSED, TRANSIENT, UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.port import TopicPartition
 from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized
@@ -198,11 +198,15 @@ class Member:
             self.id = self._client.memberid() or ""
 
     def _hear(self, error: KafkaError) -> None:
-        """An error that librdkafka tells of. Most it gets over by itself."""
+        """An error that librdkafka tells of. Most it gets over by itself. Who was let in once is let in again, most
+        likely: brokers that are starting may know nobody yet."""
         told = self._conf.meaning(error, f"group {self._group}")
-        if error.fatal() or isinstance(told, NotAuthorized):
+        if self.id and error.code() in REFUSED | TRANSIENT:
+            log.log(logging.WARNING if isinstance(told, NotAuthorized) else logging.DEBUG, "%s", told)
+        elif error.fatal() or isinstance(told, NotAuthorized):
             raise told if isinstance(told, BrokerError) else BrokerError(str(told))
-        _log.debug("%s", told)
+        else:
+            _log.debug("%s", told)
 
     def _store(self) -> None:
         """Commit what is to be committed, in order. What the brokers can't take now stays for the next time."""
@@ -236,10 +240,8 @@ class Member:
                 self._owner.on_assigned(_ours(partitions), committed)
                 break
             except (KafkaException, BrokerUnavailable) as error:
-                if isinstance(error, KafkaException):
-                    told = self._conf.meaning(error, f"reading what group {self._group} has committed")
-                    if not isinstance(told, BrokerUnavailable):
-                        raise told from error
+                if isinstance(error, KafkaException) and code_of(error) not in TRANSIENT:
+                    raise self._conf.meaning(error, f"reading what group {self._group} has committed") from error
                 _log.warning("what group %s has committed can't be read yet: %s", self._group, error)
                 with self._news:
                     self._news.wait(1.0)

@@ -1,4 +1,4 @@
-"""`broker`: each test runs against every engine."""
+"""`broker`, and an `app` on one: each test runs against every engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from taskq import TaskQ
 from taskq.broker.port import Admin, Broker, Producer, Reader
 from tests.conformance.engines import ENGINES, Engine, on_kafka
 from tests.conformance.members import Member
@@ -27,6 +28,17 @@ def broker(engine: Engine, tmp_path: Path) -> Generator[Broker]:
     broker = engine.open(tmp_path)
     yield broker
     broker.close()
+
+
+@pytest.fixture
+def app(engine: Engine, tmp_path: Path) -> Generator[TaskQ]:
+    with TaskQ("test", broker=engine.url(tmp_path)) as app:
+        yield app
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture

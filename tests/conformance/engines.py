@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlencode
 
 from attrs import Factory, frozen
 
@@ -25,6 +26,8 @@ _CONFIGURED = {topic: TopicConfig(count) for topic, count in TOPICS.items()}
 class Engine:
     open: Callable[[Path], Broker]
     """Open the broker whose data, if it has any on disk, is in this directory."""
+    url: Callable[[Path], str]
+    """What an app is told to open one such."""
     keep_s: str
     """Name of what says how long a partition is left alone after `keep`."""
     defaults: TopicSettings = Factory(TopicSettings)
@@ -34,9 +37,12 @@ class Engine:
 
 
 ENGINES = {
-    "memory": Engine(lambda path: MemoryBroker(PARTITIONS, _CONFIGURED), "taskq.broker.memory.KEEP_S"),
+    "memory": Engine(
+        lambda path: MemoryBroker(PARTITIONS, _CONFIGURED), lambda path: "memory:", "taskq.broker.memory.KEEP_S"
+    ),
     "embedded": Engine(
         lambda path: EmbeddedBroker(str(path / "log"), partitions_default=PARTITIONS, topics=_CONFIGURED),
+        lambda path: str(path / "log"),
         "taskq.broker.consumer.KEEP_S",
     ),
 }
@@ -57,6 +63,7 @@ def on_kafka(servers: str) -> Engine:
         lambda path: KafkaBroker(
             f"kafka://{servers}", PARTITIONS, _CONFIGURED, replication=1 + servers.count(","), settings=KAFKA
         ),
+        lambda path: f"kafka://{servers}?{urlencode(KAFKA)}",
         "taskq.broker.kafka.consumer.KEEP_S",
         TopicSettings(unfinished="delete"),
         is_remote=True,

@@ -1,29 +1,19 @@
-"""The whole on a real Kafka, inside one process: publish, run, retry, delay, order, give up, cancel."""
+"""A worker on every engine, inside one process: publish, run, retry, delay, order, give up, cancel."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import defaultdict
-from functools import partial
 
 import anyio.lowlevel
-import pytest
 
 from taskq import Reject, Retry, TaskQ, current
-from taskq.broker.kafka import consumer
 from taskq.broker.port import TopicPartition
-from taskq.cli import run
-from taskq.ladder import TOPICS
-from tests.kafka.cluster import Cluster
-from tests.kafka.urls import url
+from taskq.worker.deadoffice import ALL, list_dead, purge_dead, retry_dead
 from tests.processes import WAIT_S, wait_until
 from tests.worker.test_retries import dead_letters, told
 from tests.working import stalled, wait_finished, working
-
-
-def has(ran: list[int], count: int) -> bool:
-    return len(ran) == count
 
 
 def test_what_is_published_runs_once(app: TaskQ, backend: str) -> None:
@@ -74,27 +64,6 @@ def test_what_fails_is_tried_again_by_the_ladder(app: TaskQ, backend: str) -> No
     assert told(dead_letters(app)[0])["type"] == "ValueError"
 
 
-def test_what_has_moved_off_the_ladder_is_removed(app: TaskQ, empty: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retention would remove what still waits, so there is none: the movers delete what they have moved."""
-    monkeypatch.setattr(consumer, "PURGE_S", 0.1)
-    ran: list[int] = []
-
-    @app.task
-    def note(number: int) -> None:
-        ran.append(number)
-
-    with working(app):
-        for so_far in range(20, 80, 20):
-            note.options(delay=1.2).map([(number,) for number in range(20)])
-            wait_until(partial(has, ran, so_far), "they have run")
-        reader = app.broker.reader()
-        rungs = [TopicPartition(topic, number) for topic in TOPICS[:2] for number in range(2)]
-        wait_until(lambda: sum(reader.bounds(tp).start for tp in rungs) > 0, "what was moved is removed")
-    for topic in TOPICS:
-        assert app.broker.admin().describe_topic(topic).settings.retention_ms == -1
-    assert "retention.ms=-1" in empty.tool("kafka-topics", "--describe", "--topic", TOPICS[1])
-
-
 def test_what_is_delayed_is_never_early(app: TaskQ, backend: str) -> None:
     late: list[float] = []
 
@@ -129,9 +98,7 @@ def test_each_key_is_in_order_failures_included(app: TaskQ, backend: str) -> Non
     assert history == {f"key {key}": list(range(key, 400, 20)) for key in range(20)}
 
 
-def test_dead_letters_are_listed_and_tried_again(
-    app: TaskQ, empty: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dead_letters_are_listed_and_tried_again(app: TaskQ) -> None:
     ran: list[str] = []
     is_broken = True
 
@@ -142,19 +109,16 @@ def test_dead_letters_are_listed_and_tried_again(
         ran.append(text)
 
     with working(app) as worker:
-        ids = sorted(note.delay(text).id for text in ("a", "b"))
-        wait_until(lambda: len(dead_letters(app)) == 2, "both are given up")
+        ids = sorted(note.delay(text).id for text in ("a", "b", "c"))
+        wait_until(lambda: len(dead_letters(app)) == 3, "all are given up")
         wait_finished(worker)
-        common = ["-g", "default", "--broker", url(empty)]
-        assert run(["dead", "list", *common]) == 0
-        listed = capsys.readouterr().out
-        assert all(one in listed for one in (*ids, "no a", "no b"))
+        assert sorted(str(letter.id) for letter in list_dead(app.broker, "default")) == ids
+        assert purge_dead(app.broker, "default", ids[:1]) == 1
         is_broken = False
-        assert run(["dead", "retry", "--all", *common]) == 0
-        wait_until(lambda: sorted(ran) == ["a", "b"], "they run")
+        assert retry_dead(app.broker, "default", ALL) == 2
+        wait_until(lambda: len(ran) == 2, "they run")
         wait_finished(worker)
-    assert run(["dead", "list", *common]) == 0
-    assert not any(one in capsys.readouterr().out for one in ids)
+    assert list(list_dead(app.broker, "default")) == []
 
 
 def test_what_is_cancelled_never_starts(app: TaskQ) -> None:

@@ -286,13 +286,17 @@ class EmbeddedConsumer:
             self._held[tp].is_paused = False
 
     @documented("a commit")
-    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
         for tp, committed in progress.items():
             check_progress(tp, committed)
+        missed = set()
         for tp, committed in progress.items():
             held = self._held.get(tp)
             if held is not None and not held.partition.is_deleted:  # the lease may be of the topic that was made anew
                 held.lease.commit(committed, held.partition.end())
+            else:
+                missed.add(tp)
+        return frozenset(missed)
 
     @documented("a release")
     def release(self, tps: Sequence[TopicPartition]) -> None:

@@ -156,11 +156,13 @@ class MemoryConsumer:
     def resume(self, tps: Sequence[TopicPartition]) -> None:
         self._set_paused(tps, is_paused=False)
 
-    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
         for tp, committed in progress.items():
             check_progress(tp, committed)
         with self._state.locked():
-            self._group.committed.update({tp: committed for tp, committed in progress.items() if tp in self._held})
+            ours = {tp: committed for tp, committed in progress.items() if tp in self._held}
+            self._group.committed.update(ours)
+        return frozenset(progress.keys() - ours.keys())
 
     def release(self, tps: Sequence[TopicPartition]) -> None:
         with self._state.locked():

@@ -198,10 +198,11 @@ class Consumer(Protocol):
 
     def resume(self, tps: Sequence[TopicPartition]) -> None: ...
 
-    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
         """Store progress of partitions we hold. Durable against process death when it returns.
 
-        Raises ConfigError if metadata is over COMMIT_METADATA_BYTES_MAX; partitions not held are ignored.
+        Returns those of which nothing was stored, since they are not ours any more; `poll` has told that, or will.
+        Raises ConfigError if metadata is over COMMIT_METADATA_BYTES_MAX.
         """
         ...
 

@@ -18,6 +18,11 @@ _log = logging.getLogger("taskq.worker")
 REMOTE_INTERVAL_S = 0.1
 """How often to look where that costs a round trip."""
 
+FIRST_WAIT_S = 0.1
+
+AGAIN_S = 5.0
+"""When to look again, if the broker can't be asked: it has taken its time to say so."""
+
 _TP = TopicPartition(CONTROL, 0)
 
 
@@ -36,24 +41,33 @@ class Cancels:
         self._is_remote = broker.is_remote
         self._found: deque[dict[Id, int]] = deque()
         """By the thread, and not taken yet."""
+        self._thread: threading.Thread | None = None
+        self._look_at = 0.0
+        self._is_away = False
         self._error: Exception | None = None
         """Why the thread can look no more."""
         self._has_looked = threading.Event()
         self._is_closed = threading.Event()
 
+    def are_known(self) -> bool:
+        """Whether all has been read that was cancelled before. As long as it has not, nothing is to be started; this
+        waits a little for it."""
+        if not self._is_remote or self._has_looked.is_set():
+            return True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look, name="taskq-cancels", daemon=True)
+            self._thread.start()
+        return self._has_looked.wait(FIRST_WAIT_S)
+
     def refresh(self) -> set[Id]:
         """Take what has come since the last time: the ids that are new, or again. Must cost next to nothing.
 
-        The first time it waits until all has been read: nothing that is cancelled is to be started. Raises what makes
-        it impossible to look.
+        Raises what makes it impossible to look.
         """
-        if not self._is_remote:
-            return self._take(self._read())
-        if not self._has_looked.is_set():
-            threading.Thread(target=self._look, name="taskq-cancels", daemon=True).start()
-            self._has_looked.wait()
         if self._error is not None:
             raise self._error
+        if not self._is_remote:
+            return self._take(self._read_unless_away())
         new: dict[Id, int] = {}
         while self._found:
             new |= self._found.popleft()
@@ -67,20 +81,36 @@ class Cancels:
         """The thread."""
         try:
             while not self._is_closed.is_set():
-                if found := self._read():
+                if found := self._read_unless_away():
                     self._found.append(found)
-                self._has_looked.set()
+                if not self._is_away:
+                    self._has_looked.set()
                 self._is_closed.wait(REMOTE_INTERVAL_S)
         except Exception as error:
             self._error = error
         finally:
             self._has_looked.set()
 
+    def _read_unless_away(self) -> dict[Id, int]:
+        """What has been cancelled since the last time; nothing, for a while, where the broker can't be asked."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return {}
+        try:
+            found, self._is_away = self._read(), False
+            return found
+        except BrokerUnavailable as error:
+            self._look_at, self._is_away = time.monotonic() + AGAIN_S, True
+            if not self._is_closed.is_set():
+                _log.warning("what has been cancelled can't be read yet: %s", error)
+            return {}
+
     def _read(self) -> dict[Id, int]:
-        """What has been cancelled since the last time."""
         new: dict[Id, int] = {}
         try:
-            while self._reader.bounds(_TP).end > self._next:
+            while (bounds := self._reader.bounds(_TP)).end != self._next:
+                if bounds.end < self._next:  # it is another than it was
+                    self._next = bounds.start
                 records = self._reader.read(_TP, self._next, lost=_tell)
                 if not records:
                     break
@@ -88,9 +118,6 @@ class Cancels:
                 new |= {ident: record.timestamp_ms for record in records if (ident := cancelled_by(record)) is not None}
         except TopicNotFound:  # deleted: what is cancelled next makes it anew
             self._next = 0
-        except BrokerUnavailable as error:  # whether it comes back in time, who commits finds out
-            if not self._is_closed.is_set():
-                _log.warning("what has been cancelled can't be read yet: %s", error)
         return new
 
     def _take(self, new: dict[Id, int]) -> set[Id]:

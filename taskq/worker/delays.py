@@ -239,12 +239,13 @@ class Mover:
             if state != rung.committed and len(state[1]) <= ENCODED_BYTES_MAX:
                 states[rung] = state
         try:
-            self._consumer.commit({rung.tp: Committed(*state) for rung, state in states.items()})
+            missed = self._consumer.commit({rung.tp: Committed(*state) for rung, state in states.items()})
         except (StorageFull, BrokerUnavailable) as error:
             _log.error("can't commit what was moved yet: %s", error)
             return
         for rung, state in states.items():
-            rung.committed = state
+            if rung.tp not in missed:
+                rung.committed = state
 
     def _pause_and_resume(self) -> None:
         for rung in self._rungs.values():

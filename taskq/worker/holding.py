@@ -30,15 +30,16 @@ class Held:
     _consumer: Consumer
 
     def commit(self, tp: TopicPartition, committed: Committed) -> None:
-        """Store progress. What others ask for meanwhile is kept; TopicNotFound if the topic has been deleted."""
-        self._consumer.commit({tp: committed})
+        """Store progress. What others ask for meanwhile is kept; TopicNotFound if it is not held any more."""
+        missed = self._consumer.commit({tp: committed})
         polled = self._consumer.poll(0)
         if polled.assigned:  # the topic has more partitions now
             self._consumer.pause(list(polled.assigned))
         if polled.revoking:
             self._consumer.keep(list(polled.revoking))
-        if polled.lost:
-            raise TopicNotFound(f"topic {tp.topic!r} has been deleted while it was worked on")
+        if polled.lost or missed:
+            why = "it has been deleted, or this took so long that the group went on without it"
+            raise TopicNotFound(f"topic {tp.topic!r} was taken away while it was worked on: {why}")
 
 
 @contextmanager

@@ -70,9 +70,8 @@ class LateConsumer:
         if self._consumer is not None:
             self._consumer.resume(tps)
 
-    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
-        if self._consumer is not None:
-            self._consumer.commit(progress)
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
+        return self._consumer.commit(progress) if self._consumer is not None else frozenset(progress)
 
     def release(self, tps: Sequence[TopicPartition]) -> None:
         if self._consumer is not None:

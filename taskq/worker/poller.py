@@ -116,7 +116,8 @@ class Poller:
         """Poll until stopped. Raises what ends it otherwise."""
         try:
             while not self._is_done():
-                self._turn()
+                if self._cancels.are_known():
+                    self._turn()
             self._fold_and_commit(is_open=False)
         finally:
             self._cancels.close()
@@ -349,7 +350,7 @@ class Poller:
             job.count(self._clock_skew_s)
 
     def _commit(self, works: Iterable[Work], *, is_open: bool = True) -> bool:
-        """Store the progress of `works`. False: there is no space for some of it, so it is to be tried again."""
+        """Store the progress of `works`. False: some of it could not be, so that is to be tried again."""
         return self._store({work: work.state(is_open=is_open) for work in works})
 
     def _store(self, wanted: Mapping[Work, tuple[int, bytes]]) -> bool:
@@ -360,16 +361,17 @@ class Poller:
         if not states:
             return is_whole
         try:
-            self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
+            missed = self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
         except (StorageFull, BrokerUnavailable) as error:
             if isinstance(error, BrokerUnavailable) and (self._stop_by is not None or self._stop_now.is_set()):
                 raise
             _log.error("can't commit the progress of group %s yet: %s", self._group, error)
             return False
         for work, state in states.items():
-            work.committed = state
+            if work.tp not in missed:
+                work.committed = state
         self._commits.inc()
-        return is_whole
+        return is_whole and not missed
 
 
 def _bytes_of(records: Sequence[Record]) -> int:

@@ -11,16 +11,18 @@ from typing import Final
 from attrs import define, field
 from confluent_kafka import TopicPartition as KafkaPartition
 
+from taskq.broker.kafka.conf import log
 from taskq.broker.kafka.fetcher import Fetcher
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.member import offsets_of
 from taskq.broker.kafka.members import Members
+from taskq.broker.kafka.remakes import Remakes
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import purges
 from taskq.broker.limits import check_progress
 from taskq.broker.port import Committed, Fetched, Polled, TopicPartition
 from taskq.config import check_group
-from taskq.errors import BrokerError, BrokerUnavailable, OffsetOutOfRange
+from taskq.errors import BrokerError, BrokerUnavailable, OffsetOutOfRange, TopicNotFound
 
 KEEP_S = 5.0
 """How long a partition that its owner would not let go is left alone before asking again."""
@@ -69,7 +71,8 @@ class KafkaConsumer:
         self._is_polling = False
         self._polled_at = time.monotonic()
         self._purge_at = 0.0
-        self._fetcher = Fetcher(self._conf, self._changed, self._skip)
+        self._remakes = Remakes(lookup.conf, lookup.client)
+        self._fetcher = Fetcher(self._conf, self._changed, self._skip, self._stop_reading)
         try:
             self._members = Members(self._conf, group, subscribed, self, stats)
         except BaseException:
@@ -113,25 +116,32 @@ class KafkaConsumer:
             for held in self._known(tps):
                 held.is_paused = False
 
-    def commit(self, progress: Mapping[TopicPartition, Committed]) -> None:
+    def commit(self, progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
         for tp, committed in progress.items():
             check_progress(tp, committed)
         with self._changed:
             ours = {
                 tp: (committed.offset, b64encode(committed.metadata).decode())
                 for tp, committed in progress.items()
-                if tp in self._held
+                if tp in self._held and tp not in self._news.lost
             }
+        missed = progress.keys() - ours.keys()
         if ours:
-            self._members.commit(offsets_of(ours))
-            self._purge({tp: offset for tp, (offset, _) in ours.items()})
+            missed |= self._members.commit(offsets_of(ours))
+            self._purge({tp: offset for tp, (offset, _) in ours.items() if tp not in missed})
+        return frozenset(missed)
 
     def release(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
             self._known(tps)
             for tp in tps:
+                if tp in self._news.lost:  # its owner need not hear of it, and what it may hold by now is another time
+                    self._news.lost.discard(tp)
+                    continue
                 self._held.pop(tp, None)
-        self._fetcher.remove(tps)
+                self._news.errors.pop(tp, None)
+                self._news.skipped.pop(tp, None)
+                self._fetcher.remove([tp])
         self._members.look()
 
     def keep(self, tps: Sequence[TopicPartition]) -> None:
@@ -199,27 +209,41 @@ class KafkaConsumer:
 
     # -- for the members, in their threads
 
-    def on_assigned(self, tps: Sequence[TopicPartition], committed: Sequence[KafkaPartition]) -> None:
-        new = [tp for tp, one in zip(tps, committed, strict=True) if one.offset < 0]
-        bounds = self._lookup.all_bounds(new) if new else {}
-        found = {
-            tp: Committed(bounds[tp].start) if tp in bounds else Committed(one.offset, metadata_of(one))
-            for tp, one in zip(tps, committed, strict=True)
-        }
+    def on_assigned(self, committed: Sequence[KafkaPartition], *, is_last: bool) -> None:
+        found: dict[TopicPartition, Committed] = {}
+        new: dict[str, list[TopicPartition]] = {}
+        for one in committed:
+            tp = TopicPartition(one.topic, one.partition)
+            if one.offset < 0:
+                new.setdefault(one.topic, []).append(tp)
+            else:
+                found[tp] = Committed(one.offset, metadata_of(one))
+        for tps in new.values():
+            try:
+                found.update({tp: Committed(bounds.start) for tp, bounds in self._lookup.all_bounds(tps).items()})
+            except TopicNotFound:  # deleted, or the broker that was asked has not heard of it yet
+                if not is_last:
+                    raise
         with self._changed:
-            for tp in tps:
-                self._held[tp] = _Held()
-            self._news.assigned.update(found)
+            for tp, one_committed in found.items():
+                self._begin(tp, one_committed)
             self._changed.notify_all()
-        for tp, one_committed in found.items():
-            self._fetcher.add(tp, one_committed.offset)
+
+    def _begin(self, tp: TopicPartition, committed: Committed, *, is_revoking: bool = False) -> None:
+        """It is ours from here on. With the condition held."""
+        self._held[tp] = _Held(is_revoking=is_revoking)
+        self._news.assigned[tp] = committed
+        if is_revoking:
+            self._news.revoking.add(tp)
+        self._fetcher.restart(tp, committed.offset)
 
     def on_asked(self, tps: Sequence[TopicPartition]) -> None:
         gone = {topic for topic in {tp.topic for tp in tps} if self._is_gone(topic)}
         self.on_lost([tp for tp in tps if tp.topic in gone])
         with self._changed:
             for tp in tps:
-                if self._news.assigned.pop(tp, None) is not None:  # its owner has not heard of it yet
+                if tp in self._news.assigned:  # its owner has not heard of it yet
+                    self._end(tp)
                     del self._held[tp]
                     self._fetcher.remove([tp])
                 elif tp in self._held:
@@ -234,19 +258,34 @@ class KafkaConsumer:
     def on_lost(self, tps: Sequence[TopicPartition]) -> None:
         with self._changed:
             for tp in tps:
-                if self._held.pop(tp, None) is None:
-                    continue
-                if self._news.assigned.pop(tp, None) is None:
-                    self._news.lost.add(tp)
-                self._news.revoking.discard(tp)
-                self._news.errors.pop(tp, None)
-                self._news.skipped.pop(tp, None)
+                if tp in self._held:
+                    self._end(tp)
+                    del self._held[tp]
+            self._fetcher.remove(tps)
             self._changed.notify_all()
-        self._fetcher.remove(tps)
+
+    def _end(self, tp: TopicPartition) -> None:
+        """What is known of it is over, and its owner is to hear that if he has heard of it. With the condition held."""
+        if self._news.assigned.pop(tp, None) is None:
+            self._news.lost.add(tp)
+        self._news.revoking.discard(tp)
+        self._news.errors.pop(tp, None)
+        self._news.skipped.pop(tp, None)
 
     def on_ended(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+    def look_around(self) -> None:
+        """Whether topics are others than they were: deleted, and made anew."""
+        with self._changed:
+            topics = {tp.topic for tp in self._held}
+        for topic in self._remakes.look(time.monotonic(), topics):
+            log.warning("topic %r has been deleted and made anew: it is read from its start", topic)
+            with self._changed:
+                for tp in [tp for tp in self._held if tp.topic == topic]:
+                    self._begin_anew(tp, 0)
+                self._changed.notify_all()
 
     def is_alive(self) -> bool:
         return self._is_polling or self._is_closed or time.monotonic() - self._polled_at < self._conf.max_poll_s
@@ -267,18 +306,26 @@ class KafkaConsumer:
                 return
             if self._is_strict and position < bounds.start:
                 text = f"{tp}: offset {position} is due; the log begins at {bounds.start}"
-                self._news.errors[tp] = OffsetOutOfRange(text)
+                self._stop_reading(tp, OffsetOutOfRange(text))
             elif position < bounds.start:
                 self._news.skipped[tp] = self._news.skipped.get(tp, 0) + bounds.start - position
+                self._fetcher.restart(tp, bounds.start)
             else:  # the log is shorter than it was: it is another, or a broker has lost what it had acknowledged
-                self._news.lost.add(tp)
-                self._news.assigned[tp] = Committed(bounds.start)
-            is_error = tp in self._news.errors
+                self._begin_anew(tp, bounds.start)
             self._changed.notify_all()
-        if is_error:
-            self._fetcher.remove([tp])
-        else:
-            self._fetcher.restart(tp, bounds.start)
+
+    def _begin_anew(self, tp: TopicPartition, start: int) -> None:
+        """It is another log than it was. With the condition held."""
+        is_revoking = self._held[tp].is_revoking
+        self._end(tp)
+        self._begin(tp, Committed(start), is_revoking=is_revoking)
+
+    def _stop_reading(self, tp: TopicPartition, error: BrokerError) -> None:
+        with self._changed:
+            if tp in self._held:
+                self._news.errors[tp] = error
+                self._fetcher.remove([tp])
+                self._changed.notify_all()
 
     # -- topics that only this group reads
 

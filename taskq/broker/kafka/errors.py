@@ -77,6 +77,18 @@ NOT_OURS: Final = frozenset(
 )
 """The group has gone on without the member that asks."""
 
+NEVER: Final = frozenset(
+    {
+        KafkaError.INVALID_SESSION_TIMEOUT,
+        KafkaError.INVALID_GROUP_ID,
+        KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+        KafkaError.GROUP_MAX_SIZE_REACHED,
+        KafkaError.UNSUPPORTED_ASSIGNOR,
+        KafkaError._UNSUPPORTED_FEATURE,
+    }
+)
+"""Why a group takes nobody in who asks so. librdkafka goes on asking."""
+
 REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 REFUSED_S: Final = 30.0
 """How long a refusal is thought to be the reason of what does not come."""
@@ -100,6 +112,10 @@ _MEANING: Final[dict[int, type[TaskqError]]] = {
     KafkaError.INVALID_REPLICATION_FACTOR: ConfigError,
     KafkaError.INVALID_REQUEST: ConfigError,
     KafkaError.POLICY_VIOLATION: ConfigError,
+    KafkaError.INVALID_SESSION_TIMEOUT: ConfigError,
+    KafkaError.INVALID_GROUP_ID: ConfigError,
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL: ConfigError,
+    KafkaError.UNSUPPORTED_ASSIGNOR: ConfigError,
     KafkaError.TOPIC_ALREADY_EXISTS: ConfigError,
     KafkaError.TOPIC_EXCEPTION: ConfigError,
     KafkaError._INVALID_ARG: ConfigError,
@@ -113,11 +129,20 @@ _ADVICE: Final[dict[type[TaskqError], str]] = {
 
 
 class Refusals:
-    """Why brokers have refused connections of late. librdkafka goes on trying, and who asks hears of time-outs only."""
+    """Why brokers have refused connections of late. librdkafka goes on trying, and who asks hears of time-outs only.
+
+    Who was let in once will be again, most likely: brokers that are starting may know nobody yet. So from then on a
+    refusal is no more than brokers that can't be reached.
+    """
 
     def __init__(self) -> None:
         self._last: KafkaError | None = None
         self._heard_at = 0.0
+        self._are_over = False
+
+    def let_in(self) -> None:
+        """Brokers have answered."""
+        self._are_over = True
 
     def hear(self, error: KafkaError) -> None:
         """For `error_cb`."""
@@ -125,14 +150,18 @@ class Refusals:
             self._last, self._heard_at = error, time.monotonic()
 
     def since(self, began: float) -> KafkaError | None:
-        """The last one that was heard since then (monotonic)."""
-        return self._last if self._heard_at >= began else None
+        """The last one that was heard since then (monotonic), if it counts."""
+        return self._last if self._heard_at >= began and not self._are_over else None
 
     def instead_of(self, error: KafkaError) -> KafkaError:
         """The refusal that may be behind `error`, or that itself."""
         if self._last is None or error.code() not in TRANSIENT or time.monotonic() - self._heard_at > REFUSED_S:
             return error
         return self._last
+
+    def pass_over(self, error: KafkaError) -> bool:
+        """Whether `error` is a refusal that counts for no more than a broker that is away."""
+        return self._are_over and error.code() in REFUSED
 
 
 def meaning(error: KafkaError | KafkaException, what: str, refusals: Refusals) -> TaskqError:
@@ -142,7 +171,7 @@ def meaning(error: KafkaError | KafkaException, what: str, refusals: Refusals) -
         return BrokerError(f"{what}: {cause}")
     cause = refusals.instead_of(cause)
     code = cause.code()
-    kind = _MEANING.get(code)
+    kind = BrokerUnavailable if refusals.pass_over(cause) else _MEANING.get(code)
     if kind is None and code in UNKNOWN_TOPIC:
         kind = TopicNotFound
     if kind is None:

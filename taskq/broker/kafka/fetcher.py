@@ -12,6 +12,7 @@ How much is read ahead is bounded, by partition: one that nobody takes from is p
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -23,9 +24,9 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import REFUSED, TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
 from taskq.broker.port import Headers, Record, TopicPartition
-from taskq.errors import BrokerUnavailable, TaskqError
+from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized, TaskqError, TopicNotFound
 
 AT_ONCE: Final = 4096
 """How many records to take from librdkafka at a time."""
@@ -35,6 +36,9 @@ TURN_S: Final = 0.05
 
 AHEAD_BYTES_MAX: Final = 64 << 20
 """How much may be read ahead, over all partitions."""
+
+SEEK_AGAIN_S: Final = 5.0
+"""How soon to ask again where to go on in a partition of which nobody could say: all others wait for the answer."""
 
 PARTITION_BYTES_MIN: Final = 1 << 20
 RECORD_BYTES: Final = 300
@@ -59,24 +63,30 @@ class _Ahead:
     is_paused: bool = False
     is_out_of_range: bool = False
     """What is to be read next is not there."""
+    seek_at: float = 0.0
+    """If so: when (monotonic) to ask where to go on."""
 
 
 class Fetcher:
     """`add`, `remove` and `take` may be called by others; `changed` is notified when there is something new."""
 
     def __init__(
-        self, conf: Conf, changed: threading.Condition, out_of_range: Callable[[TopicPartition, int], None]
+        self,
+        conf: Conf,
+        changed: threading.Condition,
+        out_of_range: Callable[[TopicPartition, int], None],
+        failed: Callable[[TopicPartition, BrokerError], None],
     ) -> None:
-        """`out_of_range` is called, in this thread, with a partition and an offset that is not there."""
+        """Called, in this thread: `out_of_range` with a partition and an offset that is not there, `failed` with one
+        that can't be read further, and why."""
         self._conf = conf
         self._changed = changed
         self._out_of_range = out_of_range
+        self._failed = failed
         self._ahead: dict[TopicPartition, _Ahead] = {}
         """Guarded by `changed`."""
         self._wishes: deque[Callable[[], object]] = deque()
         self._is_closed = False
-        self._has_read = False
-        """Whether brokers have let it in."""
         self.error: TaskqError | None = None
         """Why nothing can be read any more."""
         with self._conf.telling("opening a consumer"):
@@ -107,8 +117,13 @@ class Fetcher:
         """Read these no more, and forget what was read."""
         with self._changed:
             gone = [KafkaPartition(tp.topic, tp.partition) for tp in tps if self._ahead.pop(tp, None)]
+
+        def end() -> None:
+            self._client.resume(gone)  # or it would still be paused when it comes back
+            self._client.incremental_unassign(gone)
+
         if gone:
-            self._wishes.append(lambda: self._client.incremental_unassign(gone))
+            self._wishes.append(end)
 
     def take(self, tp: TopicPartition, records_max: int) -> list[Record]:
         """About so many records that were read of it, in order; none if there are none. With `changed` held."""
@@ -172,7 +187,6 @@ class Fetcher:
                 add = records.append
                 last_topic, last_partition = topic, partition
             add(record_of(message))
-        self._has_read = self._has_read or bool(found)
         with self._changed:
             for tp, batch in found.items():
                 ahead = self._ahead.get(tp)
@@ -189,29 +203,37 @@ class Fetcher:
         """Have it found out where to read on. While nobody can say that, it stands still."""
         try:
             self._out_of_range(tp, position)
+        except TopicNotFound as error:  # the group hears of it too, and takes it away
+            log.debug("%s can't be read further: %s", tp, error)
         except BrokerUnavailable as error:
             log.warning("%s can't be read further yet: %s", tp, error)
             with self._changed:
                 if tp in self._ahead:
                     self._ahead[tp].is_out_of_range = True
+                    self._ahead[tp].seek_at = time.monotonic() + SEEK_AGAIN_S
 
     def _hear(self, error: KafkaError, message: KafkaMessage) -> None:
         topic, partition = message.topic(), message.partition()
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and topic is not None and partition is not None:
-            ahead = self._ahead.get(TopicPartition(topic, partition))
+        tp = TopicPartition(topic, partition) if topic is not None and partition is not None else None
+        ahead = self._ahead.get(tp) if tp is not None else None
+        told = self._conf.meaning(error, f"reading {tp or 'anything'}")
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
             if ahead is not None and ahead.is_read:
                 ahead.is_out_of_range = True
         elif error.code() in TRANSIENT | UNKNOWN_TOPIC | {UNUSED_GROUP}:  # librdkafka tries again; the group tells
-            log.debug("%s: %s", self._conf.shown, error.str())
-        elif error.code() in REFUSED and self._has_read:  # likewise: brokers that are starting may know nobody yet
-            log.warning("%s: %s", self._conf.shown, error.str())
-        else:
-            raise self._conf.meaning(error, f"reading {topic}/{partition}")
+            log.debug("%s", told)
+        elif isinstance(told, BrokerUnavailable):
+            log.warning("%s", told)
+        elif tp is None or isinstance(told, NotAuthorized) or error.fatal():
+            raise told
+        elif ahead is not None and ahead.is_read:
+            self._failed(tp, told if isinstance(told, BrokerError) else BrokerError(str(told)))
 
     def _balance(self) -> None:
         """Pause what nobody takes from, and resume it when it is half empty."""
         most = max(PARTITION_BYTES_MIN, AHEAD_BYTES_MAX // max(1, len(self._ahead)))
         full, low, gone = [], [], []
+        now = time.monotonic()
         with self._changed:
             for tp, ahead in self._ahead.items():
                 if not ahead.is_paused and ahead.size_bytes >= most:
@@ -220,7 +242,7 @@ class Fetcher:
                 elif ahead.is_paused and ahead.size_bytes < most // 2:
                     ahead.is_paused = False
                     low.append(KafkaPartition(tp.topic, tp.partition))
-                if ahead.is_out_of_range and not ahead.batches:  # what was read before it has been taken
+                if ahead.is_out_of_range and not ahead.batches and now >= ahead.seek_at:  # all before it is taken
                     ahead.is_out_of_range = False
                     gone.append((tp, ahead.position))
         for tp, position in gone:

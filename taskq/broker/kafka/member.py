@@ -13,6 +13,7 @@ another run of what runs in it, and not the rest.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -24,16 +25,20 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import NOT_OURS, REFUSED, TRANSIENT, UNKNOWN_TOPIC, code_of
+from taskq.broker.kafka.errors import NEVER, NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.stats import Stats
+from taskq.broker.kafka.topics import SPREAD_S
 from taskq.broker.port import TopicPartition
-from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized
+from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized, TopicNotFound
 
 TURN_S: Final = 0.05
 """How often to ask the client for news of the group, which it can't wake anybody for."""
 
 COMMIT_S: Final = 60.0
 """How long a commit is tried while the brokers can't take it."""
+
+COMMIT_LATE_S: Final = 5.0
+"""How long to wait for that to be said."""
 
 AGAIN_S: Final = 0.1
 
@@ -51,8 +56,9 @@ _log = logging.getLogger("taskq.kafka")
 class Owner(Protocol):
     """Who is told, in the member's thread."""
 
-    def on_assigned(self, tps: Sequence[TopicPartition], committed: Sequence[KafkaPartition]) -> None:
-        """These are ours; what is committed there. May raise BrokerError: it is asked again."""
+    def on_assigned(self, committed: Sequence[KafkaPartition], *, is_last: bool) -> None:
+        """These are ours, with what is committed there. It is asked again if it raises BrokerUnavailable, or
+        TopicNotFound; with `is_last` it leaves out what is not there."""
         ...
 
     def on_asked(self, tps: Sequence[TopicPartition]) -> None:
@@ -73,6 +79,10 @@ class Owner(Protocol):
         """Whether the owner still takes what comes. If not, the group should go on without us."""
         ...
 
+    def look_around(self) -> None:
+        """Called now and then. Must not wait."""
+        ...
+
 
 @define(eq=False)
 class Commit:
@@ -82,6 +92,8 @@ class Commit:
     deadline: float
     again_at: float = 0.0
     done: threading.Event = field(factory=threading.Event)
+    missed: set[TopicPartition] = field(factory=set)
+    """What was not stored, since it is not ours any more."""
     error: BrokerError | None = None
 
 
@@ -100,6 +112,7 @@ class Member:
         self._commits: deque[Commit] = deque()
         self._leaves = False
         self._is_closed = False
+        self._has_joined = False
         self._stats = stats
         self._name = name
         told = conf.member(group) | {"stats_cb": stats.of(name)}
@@ -118,13 +131,16 @@ class Member:
             self._news.notify()
         return commit
 
-    def finish_commit(self, commit: Commit) -> None:
-        """Wait until it is stored. What can't be, since the group has gone on without us, is not: it tells."""
+    def finish_commit(self, commit: Commit) -> set[TopicPartition]:
+        """Wait until they are stored. What is not, since the group has gone on without us, is returned."""
         while not commit.done.wait(1.0):
             if not self._thread.is_alive():
                 raise self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
+            if time.monotonic() > commit.deadline + COMMIT_LATE_S:  # the client waits for something, whatever it is
+                raise BrokerUnavailable(f"no answer from {self._conf.shown} to a commit of group {self._group}")
         if commit.error is not None:
             raise commit.error
+        return commit.missed
 
     def leave(self) -> None:
         with self._news:
@@ -156,8 +172,11 @@ class Member:
                 _log.exception("the member of group %s has ended", self._group)
                 error = BrokerError(f"group {self._group} on {self._conf.shown}: {type(error).__name__}: {error}")
             self.error = error
-            self._owner.on_ended()
         finally:
+            if not self._is_closed and self.error is None:  # librdkafka's client can raise what is no exception at all
+                self.error = BrokerError(f"the member of group {self._group} on {self._conf.shown} has ended")
+            if self.error is not None:
+                self._owner.on_ended()
             self._is_closed = True  # so that closing waits for no release
             self._depart()
             self._client.close()
@@ -182,12 +201,13 @@ class Member:
 
     def _turn(self) -> None:
         with self._news:
-            if not self._commits and not self._leaves and not self._is_closed:
-                self._news.wait(TURN_S)
+            if not self._leaves and not self._is_closed:
+                self._rest()
             leaves, self._leaves = self._leaves, False
         self._store()
         if leaves:
             self._client.unsubscribe()
+        self._owner.look_around()
         if not self._owner.is_alive():
             return
         message = self._client.poll(0)
@@ -197,54 +217,77 @@ class Member:
         if not self.id:
             self.id = self._client.memberid() or ""
 
+    def _rest(self) -> None:
+        """Wait for news, but not when a commit is due. With the condition held."""
+        due_at = self._commits[0].again_at if self._commits else math.inf
+        wait_s = min(TURN_S, due_at - time.monotonic())
+        if wait_s > 0:
+            self._news.wait(wait_s)
+
     def _hear(self, error: KafkaError) -> None:
-        """An error that librdkafka tells of. Most it gets over by itself. Who was let in once is let in again, most
-        likely: brokers that are starting may know nobody yet."""
+        """An error that librdkafka tells of. Most it gets over by itself."""
         told = self._conf.meaning(error, f"group {self._group}")
-        if self.id and error.code() in REFUSED | TRANSIENT:
-            log.log(logging.WARNING if isinstance(told, NotAuthorized) else logging.DEBUG, "%s", told)
-        elif error.fatal() or isinstance(told, NotAuthorized):
+        is_fatal = error.fatal() or error.code() == KafkaError._FATAL or isinstance(told, NotAuthorized)
+        if is_fatal or (error.code() in NEVER and not self._has_joined):
             raise told if isinstance(told, BrokerError) else BrokerError(str(told))
-        else:
-            _log.debug("%s", told)
+        passes = error.code() in TRANSIENT | UNKNOWN_TOPIC
+        _log.log(logging.DEBUG if passes else logging.WARNING, "%s", told)
 
     def _store(self) -> None:
         """Commit what is to be committed, in order. What the brokers can't take now stays for the next time."""
         while self._commits and self._commits[0].again_at <= time.monotonic():
             commit = self._commits[0]
-            try:
-                self._client.commit(offsets=commit.offsets, asynchronous=False)
-            except KafkaException as error:
-                code = code_of(error)
-                if code in TRANSIENT and time.monotonic() < commit.deadline and not self._is_closed:
-                    commit.again_at = time.monotonic() + AGAIN_S
-                    return
-                if code in NOT_OURS or code in UNKNOWN_TOPIC:
-                    _log.info(
-                        "group %s has gone on without this member: %s is not committed", self._group, commit.offsets
-                    )
-                else:
-                    told = self._conf.meaning(error, f"committing of group {self._group}")
-                    commit.error = told if isinstance(told, BrokerError) else BrokerError(str(told))
+            commit.offsets = self._left_of(commit)
+            if commit.offsets:
+                commit.again_at = time.monotonic() + AGAIN_S
+                return
+            if commit.missed:
+                missed = ", ".join(map(str, sorted(commit.missed)))
+                _log.info("group %s has gone on without this member: %s is not committed", self._group, missed)
             self._commits.popleft()
             commit.done.set()
+
+    def _left_of(self, commit: Commit) -> list[KafkaPartition]:
+        """Store it, and return what is to be tried again of it."""
+        try:
+            answered = self._client.commit(offsets=commit.offsets, asynchronous=False)
+            failed = {(one.topic, one.partition): one.error for one in answered if one.error is not None}
+        except KafkaException as error:
+            failed = {(one.topic, one.partition): error.args[0] for one in commit.offsets}
+        left = []
+        for one in commit.offsets:
+            found = failed.get((one.topic, one.partition))
+            code = found.code() if found is not None else KafkaError.NO_ERROR
+            if code in NOT_OURS | UNKNOWN_TOPIC:
+                commit.missed.add(TopicPartition(one.topic, one.partition))
+            elif code in TRANSIENT and time.monotonic() < commit.deadline and not self._is_closed:
+                left.append(one)
+            elif found is not None:
+                told = self._conf.meaning(found, f"committing of group {self._group}")
+                commit.error = told if isinstance(told, BrokerError) else BrokerError(str(told))
+        return left
 
     # -- called back by the client, in the thread
 
     def _assign(self, client: Consumer, partitions: list[KafkaPartition]) -> None:
         self.id = client.memberid() or self.id
+        self._has_joined = True
         ours = [KafkaPartition(one.topic, one.partition, OFFSET_END) for one in partitions]
+        missing_until = time.monotonic() + SPREAD_S
         while partitions and not self._is_closed:
             try:
                 committed = client.committed(partitions, timeout=self._conf.patience_s)
-                self._owner.on_assigned(_ours(partitions), committed)
+                self._owner.on_assigned(committed, is_last=time.monotonic() > missing_until)
                 break
-            except (KafkaException, BrokerUnavailable) as error:
+            except (KafkaException, BrokerUnavailable, TopicNotFound) as error:
                 if isinstance(error, KafkaException) and code_of(error) not in TRANSIENT:
                     raise self._conf.meaning(error, f"reading what group {self._group} has committed") from error
                 _log.warning("what group %s has committed can't be read yet: %s", self._group, error)
-                with self._news:
-                    self._news.wait(1.0)
+                again_at = time.monotonic() + 1.0
+                while time.monotonic() < again_at and not self._is_closed:
+                    self._store()
+                    with self._news:
+                        self._rest()
         client.incremental_assign(ours)
         if ours:
             client.pause(ours)
@@ -263,8 +306,7 @@ class Member:
                 self._owner.on_lost(held)
                 break
             with self._news:
-                if not self._commits:
-                    self._news.wait(TURN_S)
+                self._rest()
             self._store()
         client.incremental_unassign(partitions)
 

@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from taskq.broker.kafka.conf import Conf
 from taskq.broker.kafka.member import Member, Owner
 from taskq.broker.kafka.stats import Stats
+from taskq.broker.port import TopicPartition
 from taskq.errors import BrokerError
 from taskq.topics import INTERNAL, RETRY
 
@@ -57,20 +58,22 @@ class Members:
     def error(self) -> BrokerError | None:
         return next((member.error for member in self._members if member.error is not None), None)
 
-    def commit(self, offsets: Sequence[KafkaPartition]) -> None:
-        """All at once. The first error is raised when all have ended."""
+    def commit(self, offsets: Sequence[KafkaPartition]) -> set[TopicPartition]:
+        """All at once; return what is not ours any more. The first error is raised when all have ended."""
         parts: dict[Member, list[KafkaPartition]] = {}
         for one in offsets:
             parts.setdefault(self._of[one.topic], []).append(one)
         begun = [(member, member.begin_commit(part)) for member, part in parts.items()]
         errors: list[BrokerError] = []
+        missed: set[TopicPartition] = set()
         for member, commit in begun:
             try:
-                member.finish_commit(commit)
+                missed |= member.finish_commit(commit)
             except BrokerError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
+        return missed
 
     def leave(self) -> None:
         for member in self._members:

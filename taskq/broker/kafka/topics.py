@@ -198,7 +198,9 @@ class Topics:
         began = time.monotonic()
         while (waited_s := time.monotonic() - began) < self._conf.patience_s + 5:
             try:
-                return futures[key].result(ANSWER_TURN_S)
+                answer = futures[key].result(ANSWER_TURN_S)
+                self._conf.refusals.let_in()
+                return answer
             except TimeoutError:
                 self._client().poll(0)
             refusal = self._conf.refusals.since(began)

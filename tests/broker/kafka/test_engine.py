@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
 
 import pytest
 from confluent_kafka import Producer
@@ -15,30 +14,10 @@ from taskq.errors import BrokerUnavailable, ConfigError, OffsetOutOfRange, Topic
 from taskq.ladder import TOPICS
 from taskq.metrics import metrics
 from taskq.topics import TopicConfig
-from tests.conformance.engines import KAFKA
+from tests.broker.kafka.conftest import SINGLE, Open
 from tests.conformance.members import WAIT_S, Member
 from tests.kafka.cluster import Cluster
 from tests.processes import wait_until
-
-SINGLE = TopicPartition("single", 0)
-Open = Callable[..., KafkaBroker]
-
-
-@pytest.fixture
-def opened(kafka: Cluster) -> Generator[Open]:
-    """Opens a broker on an empty Kafka; arguments are those of `KafkaBroker`, and settings of librdkafka."""
-    kafka.reset()
-    brokers: list[KafkaBroker] = []
-
-    def opened(topics: dict[str, TopicConfig] | None = None, **settings: str) -> KafkaBroker:
-        told = KAFKA | {name.replace("_", "."): value for name, value in settings.items()}
-        configured = {"single": TopicConfig(1), **(topics or {})}
-        brokers.append(KafkaBroker(f"kafka://{kafka.bootstrap}", 4, configured, settings=told))
-        return brokers[-1]
-
-    yield opened
-    for broker in brokers:
-        broker.close()
 
 
 def begins_at(broker: KafkaBroker, offset: int) -> None:

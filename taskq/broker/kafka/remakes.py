@@ -1,0 +1,63 @@
+"""Notices topics that were deleted and made anew.
+
+Whoever reads one goes on at the offset where it was, in another log, and what comes before that in it would be lost.
+Brokers give every topic an id of its own (since Kafka 2.8), so that is asked for now and then, without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from typing import Final
+
+from confluent_kafka import TopicCollection, Uuid
+from confluent_kafka.admin import AdminClient, TopicDescription
+
+from taskq.broker.kafka.conf import Conf
+
+SOON_S: Final = 1.0
+"""How soon to ask for the id of a topic of which none is known."""
+
+
+class Remakes:
+    """Threads share it."""
+
+    def __init__(self, conf: Conf, client: Callable[[], AdminClient]) -> None:
+        self._conf = conf
+        self._client = client
+        self._lock = threading.Lock()
+        self._ids: dict[str, Uuid] = {}
+        self._asked: dict[str, Future[TopicDescription]] = {}
+        self._ask_at = 0.0
+
+    def look(self, now: float, topics: Collection[str]) -> list[str]:
+        """Those of `topics` that are others than when this was asked before. `now` is monotonic. Does not wait."""
+        if not topics or not self._lock.acquire(blocking=False):
+            return []
+        try:
+            if self._asked:
+                return self._answers(now) if all(one.done() for one in self._asked.values()) else []
+            if now >= self._ask_at or (now >= self._ask_at - self._conf.refresh_s + SOON_S and not self._knows(topics)):
+                self._ids = {topic: ident for topic, ident in self._ids.items() if topic in topics}
+                self._asked = dict(self._client().describe_topics(TopicCollection(list(topics))))
+            return []
+        finally:
+            self._lock.release()
+
+    def _knows(self, topics: Collection[str]) -> bool:
+        return all(topic in self._ids for topic in topics)
+
+    def _answers(self, now: float) -> list[str]:
+        changed = []
+        for topic, future in self._asked.items():
+            if future.exception() is not None:  # deleted, or brokers are away
+                continue
+            ident = future.result().topic_id
+            before = self._ids.get(topic)
+            if before is not None and before != ident:
+                changed.append(topic)
+            self._ids[topic] = ident
+        self._asked = {}
+        self._ask_at = now + self._conf.refresh_s
+        return changed

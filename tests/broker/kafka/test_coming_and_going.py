@@ -1,0 +1,202 @@
+"""How partitions come to a consumer, go, and come back; and what goes wrong meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from taskq.broker.kafka import KafkaBroker
+from taskq.broker.kafka.consumer import KafkaConsumer
+from taskq.broker.port import Committed, Message, Polled
+from taskq.errors import BrokerError, BrokerUnavailable, TaskqError
+from taskq.topics import TopicConfig
+from tests.broker.kafka.conftest import SINGLE, Open
+from tests.conformance.members import WAIT_S, Member
+from tests.processes import wait_until
+
+
+def consuming(broker: KafkaBroker, count: int = 3) -> KafkaConsumer:
+    """A consumer that has been assigned SINGLE, and whose owner has heard of it; so many records are there."""
+    broker.producer().send_many("single", [Message(b"%d" % number) for number in range(count)])
+    consumer = broker.consumer("feed", ["single"])
+    until(consumer, lambda polled: SINGLE in polled.assigned)
+    return consumer
+
+
+def until(consumer: KafkaConsumer, found: Callable[[Polled], object], records_max: int = 1) -> Polled:
+    """Poll until `found` says so of what was reported; return that."""
+    reports: list[Polled] = []
+
+    def is_there() -> bool:
+        reports.append(consumer.poll(0.1, records_max))
+        return bool(found(reports[-1]))
+
+    wait_until(is_there, "it is reported")
+    return reports[-1]
+
+
+def test_what_was_full_when_it_was_given_up_is_read_when_it_comes_back(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka keeps a pause while a partition is away."""
+    monkeypatch.setattr("taskq.broker.kafka.fetcher.AHEAD_BYTES_MAX", 1 << 20)
+    broker = opened(fetch_max_bytes="1048588", queued_min_messages="10", queued_max_messages_kbytes="1024")
+    broker.producer().send_many("single", [Message(b"x" * 10_000)] * 1000)
+    consumer = broker.consumer("feed", ["single"])
+    until(consumer, lambda polled: polled.assigned)
+    wait_until(lambda: consumer._fetcher._ahead[SINGLE].is_paused, "it has read enough")
+    consumer.on_lost([SINGLE])
+    until(consumer, lambda polled: polled.lost)
+    consumer.on_assigned([KafkaPartition("single", 0, 7)], is_last=False)
+    until(consumer, lambda polled: polled.assigned)
+    assert until(consumer, lambda polled: polled.fetched).fetched[0].records[0].offset == 7
+
+
+def test_a_commit_of_what_is_not_ours_any_more_says_so(opened: Open) -> None:
+    broker = opened()
+    consumer = consuming(broker)
+    assert consumer.commit({SINGLE: Committed(1)}) == frozenset()
+    consumer.on_lost([SINGLE])
+    assert consumer.commit({SINGLE: Committed(2)}) == {SINGLE}, "its owner has not heard of it yet"
+    assert broker.admin().describe_group("feed").committed == {SINGLE: Committed(1)}
+
+
+def test_a_commit_that_the_group_refuses_says_so(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = consuming(opened())
+    client = consumer._members._members[0]
+    monkeypatch.setattr(client, "_client", Refusing(client._client))
+    assert consumer.commit({SINGLE: Committed(1)}) == {SINGLE}
+
+
+class Refusing:
+    """A client whose commits fail as told."""
+
+    def __init__(self, client: Consumer, code: int = KafkaError.ILLEGAL_GENERATION) -> None:
+        self._inner = client
+        self.code = code
+        self.tries = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def commit(self, **_: object) -> object:
+        self.tries += 1
+        raise KafkaException(KafkaError(self.code))
+
+
+def test_a_commit_that_brokers_can_not_take_yet_is_tried_now_and_then(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.broker.kafka.member.COMMIT_S", 1.0)
+    consumer = consuming(opened())
+    member = consumer._members._members[0]
+    refusing = Refusing(member._client, KafkaError.NOT_COORDINATOR)
+    monkeypatch.setattr(member, "_client", refusing)
+    with pytest.raises(BrokerUnavailable, match="committing of group feed"):
+        consumer.commit({SINGLE: Committed(1)})
+    assert 5 <= refusing.tries <= 12, "every tenth of a second"
+
+
+def test_what_was_lost_while_it_was_being_released_is_not_told_twice(opened: Open) -> None:
+    consumer = consuming(opened())
+    consumer.on_asked([SINGLE])
+    until(consumer, lambda polled: polled.revoking)
+    consumer.on_lost([SINGLE])  # it has taken too long
+    consumer.release([SINGLE])
+    assert not consumer.poll(0.2).lost
+
+
+def test_what_its_owner_has_not_heard_of_is_never_lost(opened: Open) -> None:
+    broker = opened()
+    broker.producer().send_many("single", [Message(b"x")])
+    consumer = broker.consumer("feed", ["single"])
+    wait_until(lambda: SINGLE in consumer._held, "it is assigned")
+    consumer._skip(SINGLE, 50)  # as if the log were another
+    polled = until(consumer, lambda polled: polled.assigned or polled.lost)
+    assert (polled.lost, polled.assigned) == (frozenset(), {SINGLE: Committed(0)})
+
+
+def test_a_log_that_is_another_is_not_paused_as_the_one_before_was(opened: Open) -> None:
+    consumer = consuming(opened())
+    consumer.pause([SINGLE])
+    consumer._skip(SINGLE, 50)
+    until(consumer, lambda polled: polled.lost)
+    until(consumer, lambda polled: polled.assigned)
+    until(consumer, lambda polled: polled.fetched)
+
+
+def test_a_log_that_is_another_is_still_asked_for(opened: Open) -> None:
+    consumer = consuming(opened())
+    consumer.on_asked([SINGLE])
+    until(consumer, lambda polled: polled.revoking)
+    consumer._skip(SINGLE, 50)
+    until(consumer, lambda polled: polled.lost)
+    assert until(consumer, lambda polled: polled.assigned).revoking == {SINGLE}
+
+
+def test_a_topic_that_is_made_anew_is_read_from_its_start(opened: Open) -> None:
+    broker = opened()
+    reading = Member(consuming(broker, 5))
+    reading.held[SINGLE] = Committed(0)
+    reading.positions[SINGLE] = 0
+    reading.may_lose = True
+    reading.poll_until(lambda: len(reading.values) == 5)
+    wait_until(lambda: bool(reading.consumer._remakes._ids), "it knows which topic it reads")  # type: ignore[attr-defined]
+    broker.admin().delete_topic("single")
+    broker.producer().send_many("single", [Message(b"new %d" % number) for number in range(12)])
+    new = [b"new %d" % number for number in range(12)]
+    reading.poll_until(lambda: reading.values == new)
+
+
+def test_a_damaged_partition_stops_and_no_other(opened: Open) -> None:
+    broker = opened({"double": TopicConfig(2)})
+    broker.producer().send_many("double", [])
+    consumer = consuming(broker)
+    consumer._fetcher._failed(SINGLE, BrokerError("damaged"))
+    assert str(until(consumer, lambda polled: polled.errors).errors[SINGLE]) == "damaged"
+    assert consumer.commit({SINGLE: Committed(1)}) == frozenset(), "it is still ours"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"session_timeout_ms": "100", "heartbeat_interval_ms": "50"}, "session timeout"),
+        ({"group_protocol": "consumer", "group_remote_assignor": "nonsense"}, "assignor"),
+    ],
+)
+def test_a_group_that_takes_nobody_in_who_asks_so_is_no_silence(
+    opened: Open, settings: dict[str, str], told: str
+) -> None:
+    broker = opened(**settings)
+    broker.producer().send_many("single", [])
+    consumer = broker.consumer("feed", ["single"])
+    found: list[TaskqError] = []
+
+    def has_failed() -> bool:
+        try:
+            consumer.poll(0.1)
+        except TaskqError as error:
+            found.append(error)
+        return bool(found)
+
+    wait_until(has_failed, "it says why", within_s=WAIT_S)
+    assert told in str(found[0])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_member_that_ends_by_what_is_no_exception_is_missed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = consuming(opened())
+    member, ended = consumer._members._members[0], threading.Event()
+
+    def end() -> None:
+        ended.set()
+        raise SystemExit
+
+    monkeypatch.setattr(member, "_turn", end)
+    assert ended.wait(WAIT_S)
+    with pytest.raises(BrokerError, match="has ended"):
+        until(consumer, lambda polled: False)

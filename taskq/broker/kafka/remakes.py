@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Final
 
-from confluent_kafka import TopicCollection, Uuid
+from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
 from taskq.broker.kafka.conf import Conf
@@ -27,7 +27,7 @@ class Remakes:
         self._conf = conf
         self._client = client
         self._lock = threading.Lock()
-        self._ids: dict[str, Uuid] = {}
+        self._ids: dict[str, str] = {}
         self._asked: dict[str, Future[TopicDescription]] = {}
         self._ask_at = 0.0
 
@@ -53,7 +53,7 @@ class Remakes:
         for topic, future in self._asked.items():
             if future.exception() is not None:  # deleted, or brokers are away
                 continue
-            ident = future.result().topic_id
+            ident = str(future.result().topic_id)  # two of the same are not equal by themselves
             before = self._ids.get(topic)
             if before is not None and before != ident:
                 changed.append(topic)

@@ -16,6 +16,7 @@ from taskq.broker.port import Broker
 from taskq.errors import TaskqError
 from taskq.topics import dead_topic
 from taskq.worker.deadoffice import RESOLVED
+from taskq.worker.delays import GROUP as MOVERS
 from taskq.worker.holding import holding
 
 REMIND_S = 24 * 3600.0
@@ -50,7 +51,8 @@ class Reminder:
         while not self._is_stopped.wait(wait_s):
             wait_s = REMIND_S
             try:
-                remind(self._broker, self._group)
+                for group in (self._group, MOVERS):
+                    remind(self._broker, group)
             except TaskqError as error:
                 if self._is_stopped.is_set():
                     return

@@ -138,6 +138,28 @@ def test_what_has_ended_by_then_is_stored_with_the_marks(monkeypatch: pytest.Mon
         assert [one.offset for one in commits] == [3, 4]
 
 
+def test_what_runs_at_most_once_does_not_where_that_it_is_finished_is_not_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The partition is another worker's by now, who runs it."""
+    with TaskQ("test", broker="memory:") as app:
+
+        @app.task(at_most_once=True)
+        def once() -> None: ...
+
+        poller = Worker(app, WorkerOptions("default"))._poller
+        work = poller.works[TP] = Work(TP, Progress(5))
+        ticket = Ticket(work, work, (), lambda _: None)
+        ticket.item = (poller._intake.jobs[0], Envelope(once.name), RECORD, ticket)
+        monkeypatch.setattr(poller._consumer, "commit", lambda states: frozenset(states))
+        before = work.committed
+        assert not poller._finish_early([ticket])
+        assert (work.progress.low, work.committed) == (5, before)
+        monkeypatch.setattr(poller._consumer, "commit", lambda states: frozenset())
+        assert poller._finish_early([ticket])
+        assert work.progress.low == 6
+
+
 def test_the_crew_for_suspects_is_not_short_of_work_when_there_are_none() -> None:
     with TaskQ("test", broker="memory:") as app:
 

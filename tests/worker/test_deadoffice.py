@@ -219,7 +219,7 @@ def test_a_topic_that_is_deleted_meanwhile(broker: Broker, monkeypatch: pytest.M
         if resolved:
             broker.admin().delete_topic("feed.dead")
 
-    with pytest.raises(TopicNotFound, match=r"feed\.dead.*deleted while"):
+    with pytest.raises(TopicNotFound, match=r"feed\.dead.*taken away while it was worked on: it has been deleted"):
         purge_dead(broker, "feed", Filter(reason="failed"), told)
     assert ids(broker) == []
 

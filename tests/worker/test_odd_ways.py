@@ -179,12 +179,12 @@ def test_at_most_once_on_a_full_disk_runs_when_there_is_space(app: TaskQ, monkey
         poller: Any = worker._poller
         commit = poller._consumer.commit
 
-        def refuse(progress: dict[TopicPartition, Any]) -> None:
+        def refuse(progress: dict[TopicPartition, Any]) -> frozenset[TopicPartition]:
             if refused[0] < 6:
                 refused[0] += 1
                 assert not ran
                 raise StorageFull("full")
-            commit(progress)
+            return commit(progress)  # type: ignore[no-any-return]
 
         monkeypatch.setattr(poller._consumer, "commit", refuse)
         once.delay()

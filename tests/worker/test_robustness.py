@@ -230,11 +230,11 @@ def test_a_full_disk_delays_the_commit(app: TaskQ, monkeypatch: pytest.MonkeyPat
     with working(app) as worker:
         commit = worker._poller._consumer.commit
 
-        def commits(progress: Mapping[TopicPartition, Committed]) -> None:
+        def commits(progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
             if refused[0] < 3:
                 refused[0] += 1
                 raise StorageFull("full")
-            commit(progress)
+            return commit(progress)
 
         monkeypatch.setattr(worker._poller._consumer, "commit", commits)
         nothing.delay()

@@ -130,7 +130,12 @@ def test_what_has_ended_by_then_is_stored_with_the_marks(monkeypatch: pytest.Mon
             envelope = Envelope(nothing.name)
             ticket.item = (poller._intake.jobs[0], envelope, RECORD._replace(offset=offset), ticket)
         commits: list[Committed] = []
-        monkeypatch.setattr(poller._consumer, "commit", lambda states: commits.append(states[TP]))
+
+        def commit(states: dict[TopicPartition, Committed]) -> frozenset[TopicPartition]:
+            commits.append(states[TP])
+            return frozenset()
+
+        monkeypatch.setattr(poller._consumer, "commit", commit)
         poller._mark([first])
         work.finish(3)
         poller._mark([second])

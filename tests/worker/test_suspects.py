@@ -105,7 +105,7 @@ def test_a_worker_that_is_back_does_not_take_itself_for_dead(
 
         worker = Worker(app, WorkerOptions("default"))
         poller, place = worker._poller, TopicPartition("default", 0)
-        app.broker.producer().send_many("default", [Message(b"")] * 99)
+        app.broker.producer().send_many("default", [Message(b"")] * 256)  # some in each partition
         poller._take_changes(Polled(assigned={place: Committed(0)}), 0)
         left = Committed(*poller.works[place].committed)
         poller._take_changes(Polled(lost=frozenset({place})), 0)

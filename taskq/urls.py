@@ -20,11 +20,17 @@ from taskq.errors import ConfigError
 PORT: Final = 9092
 
 OURS: Final = frozenset(
-    "acks bootstrap.servers default.topic.config enable.auto.commit enable.auto.offset.store enable.idempotence "
-    "enable.partition.eof auto.commit.interval.ms auto.commit.enable auto.offset.reset allow.auto.create.topics "
-    "group.id metadata.broker.list request.required.acks transactional.id".split()
+    "acks allow.auto.create.topics auto.commit.enable auto.commit.interval.ms auto.offset.reset bootstrap.servers "
+    "default.topic.config delivery.report.only.error enable.auto.commit enable.auto.offset.store enable.idempotence "
+    "enable.partition.eof group.id metadata.broker.list request.required.acks transactional.id".split()
 )
 """Settings that taskq's promises hang on."""
+
+_CODE: Final = ("_cb", "on_delivery", "on_commit", "logger")
+"""How the names of settings end that are Python's functions and objects."""
+
+ASSIGNOR: Final = "cooperative-sticky"
+"""The only way to share partitions, in groups that their members lead, that moves only those that have to."""
 
 _SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]+([._][a-z0-9]+)*", re.ASCII)
@@ -112,10 +118,28 @@ def check_kafka(settings: Mapping[str, object]) -> dict[str, str]:
             raise ConfigError(f"{name!r} can't be the name of a setting of librdkafka; one is socket.timeout.ms")
         if name in OURS:
             raise ConfigError(f"{name} can't be set: taskq sets it itself, and its promises hang on it")
+        if name.endswith(_CODE):
+            raise ConfigError(f"{name} can't be set: it is a function or an object of Python, which no text can name")
         if not isinstance(value, str | int | float):
             raise ConfigError(f"{name} is neither text nor a number: {type(value).__name__}")
         checked[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    _check_group(checked)
     return checked
+
+
+def _check_group(settings: Mapping[str, str]) -> None:
+    """Refuse what members of one group could not be with each other."""
+    if "group.instance.id" in settings:
+        raise ConfigError(
+            "group.instance.id can't be set: a worker is several members of its group, and so are all workers with the "
+            "same settings; of those with one id Kafka lets only the latest be a member"
+        )
+    strategy = settings.get("partition.assignment.strategy", ASSIGNOR)
+    if strategy != ASSIGNOR:
+        raise ConfigError(
+            f"partition.assignment.strategy can't be {strategy!r}, only {ASSIGNOR!r}: all others take every partition "
+            "from every member with each rebalance, and so what runs in it; leave it out"
+        )
 
 
 def _server(text: str, place: str) -> str:

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from taskq.broker.kafka.errors import Refusals, meaning
 from taskq.broker.port import MESSAGE_BYTES_MAX
 from taskq.errors import ConfigError, TaskqError
+from taskq.urls import ASSIGNOR
 
 AGAIN_S: Final = 60.0
 """How soon the same line is logged again."""
@@ -82,7 +83,7 @@ _FETCHER: Final = {
 
 _MEMBER: Final = {
     "heartbeat.interval.ms": "1000",  # how soon a member hears that another has joined
-    "partition.assignment.strategy": "cooperative-sticky",
+    "partition.assignment.strategy": ASSIGNOR,
     "session.timeout.ms": "45000",
 }
 
@@ -97,6 +98,8 @@ _CONSUMERS_OWN: Final = (
     "check.crcs", "consume.", "fetch.", "group.", "heartbeat.", "isolation.", "max.partition.fetch.", "max.poll.",
     "offset.", "partition.assignment.", "queued.", "session.",
 )  # fmt: skip
+_FETCHERS: Final = ("check.crcs", "fetch.", "isolation.", "max.partition.fetch.", "queued.")
+"""Those of a consumer's that are about reading."""
 
 NO_STATISTICS: Final = {"statistics.interval.ms": "0"}
 
@@ -142,11 +145,14 @@ class Conf:
 
     @contextmanager
     def telling(self, what: str) -> Generator[None]:
-        """Errors of librdkafka within are raised as ours."""
+        """Errors of librdkafka within are raised as ours, and those of Python's client for settings that it does not
+        take."""
         try:
             yield
         except KafkaException as error:
             raise self.meaning(error, what) from error
+        except (TypeError, ValueError) as error:  # it names the setting, and not what it was set to
+            raise ConfigError(f"{what}, on {self.shown}: {error}; leave that setting out") from error
 
     @property
     def is_classic(self) -> bool:
@@ -161,7 +167,7 @@ class Conf:
 
     def fetcher(self) -> dict[str, Any]:
         """A consumer that belongs to no group: it is told what to read. Its group is a name that is never used."""
-        own = tuple(name for name in _CONSUMERS_OWN if name not in ("fetch.", "queued.", "check.crcs", "isolation."))
+        own = tuple(name for name in _CONSUMERS_OWN if name not in _FETCHERS)
         return self._common(_PRODUCERS_OWN + own, _ALL | _FETCHER) | _reads("taskq") | NO_STATISTICS
 
     def member(self, group: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
+from weakref import WeakSet
 
 from confluent_kafka.admin import AdminClient
 
@@ -24,6 +26,8 @@ from taskq.errors import BrokerUnavailable
 from taskq.metrics import metrics
 from taskq.topics import TopicConfig
 from taskq.urls import parse_kafka
+
+_Part = TypeVar("_Part", KafkaConsumer, KafkaReader)
 
 
 class KafkaBroker:
@@ -46,7 +50,8 @@ class KafkaBroker:
         self._lock = threading.Lock()
         self._admin: AdminClient | None = None
         self._is_closed = False
-        self._parts: list[KafkaConsumer | KafkaReader] = []
+        self._parts: WeakSet[KafkaConsumer | KafkaReader] = WeakSet()
+        """To be closed. A consumer that is open lives by its threads; what is closed goes when its owner does."""
         self._topics = Topics(self._conf, self._client, partitions_default, replication, topics)
         self._stats = Stats()
         self._lookup = Lookup(self._conf, self._topics, self._client)
@@ -75,15 +80,11 @@ class KafkaBroker:
 
     def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> KafkaConsumer:
         self._check_open()
-        consumer = KafkaConsumer(self._lookup, self._stats, group, topics, is_strict=offset_reset == "error")
-        self._parts.append(consumer)
-        return consumer
+        return self._keep(KafkaConsumer(self._lookup, self._stats, group, topics, is_strict=offset_reset == "error"))
 
     def reader(self) -> KafkaReader:
         self._check_open()
-        reader = KafkaReader(self._lookup)
-        self._parts.append(reader)
-        return reader
+        return self._keep(KafkaReader(self._lookup))
 
     def admin(self) -> KafkaAdmin:
         self._check_open()
@@ -94,18 +95,32 @@ class KafkaBroker:
             if self._is_closed:
                 return
             self._is_closed = True
-        for part in self._parts:
+            parts = list(self._parts)
+        for part in parts:
             part.close()
         self._outbox.close()
         metrics.remove_source(self._stats.samples)
 
+    def _keep(self, part: _Part) -> _Part:
+        """Have it closed with the broker, which may have been closed while it was opened."""
+        with self._lock:
+            if not self._is_closed:
+                self._parts.add(part)
+                return part
+        part.close()
+        raise self._closed()
+
     def _check_open(self) -> None:
         if self._is_closed:
-            raise BrokerUnavailable(f"{self.url} has been closed")
+            raise self._closed()
+
+    def _closed(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self.url} has been closed")
 
     def _client(self) -> AdminClient:
         """The admin client, which threads share."""
         with self._lock:
+            self._check_open()
             if self._admin is None:
                 with self._conf.telling("opening it"):
                     self._admin = AdminClient(self._conf.admin(), logger=log)

@@ -35,6 +35,7 @@ class KafkaReader:
         self._lookup = lookup
         self._lock = threading.Lock()
         self._client: Consumer | None = None
+        self._is_closed = False
         self._tp: TopicPartition | None = None
         self._position = 0
         self._end = 0
@@ -51,6 +52,7 @@ class KafkaReader:
         self._ahead = deque()
 
     def bounds(self, tp: TopicPartition) -> PartitionBounds:
+        self._check_open()
         self._lookup.check(tp)
         return self._lookup.bounds(tp)
 
@@ -63,6 +65,7 @@ class KafkaReader:
         lost: Callable[[Lost], object] | None = None,
     ) -> list[Record]:
         with self._lock:
+            self._check_open()
             deadline = time.monotonic() + self._lookup.conf.patience_s
             while tp != self._tp or offset != self._position or not self._ahead:
                 bounds = self.bounds(tp)
@@ -80,15 +83,21 @@ class KafkaReader:
             return taken
 
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
+        self._check_open()
         self._lookup.check(tp)
         return self._lookup.offset_for(tp, timestamp_ms)
 
     def close(self) -> None:
+        self._is_closed = True  # who is reading ends with that
         with self._lock:
             if self._client is not None:
                 self._client.close()
             self._client = self._tp = None
             self._ahead.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BrokerUnavailable(f"the reader of {self._lookup.conf.shown} has been closed")
 
     # -- with the lock held
 
@@ -114,6 +123,7 @@ class KafkaReader:
         assert self._client is not None
         conf = self._lookup.conf
         while not self._ahead:
+            self._check_open()
             first = self._client.poll(0.1)
             for message in [first, *self._client.consume(_AT_ONCE, 0)] if first is not None else ():
                 error = message.error()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -20,10 +20,10 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import UNKNOWN_TOPIC
+from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.stats import Stats
-from taskq.broker.kafka.topics import Topics
+from taskq.broker.kafka.topics import SPREAD_S, Topics
 from taskq.broker.limits import check_size
 from taskq.broker.port import Headers, Message, WouldBlock
 from taskq.errors import BrokerUnavailable, ConfigError
@@ -36,6 +36,16 @@ IDLE_S: Final = 5.0
 
 ROOM_S: Final = 0.02
 """How long to wait for room at a time."""
+
+PURGE_S: Final = 5.0
+"""How long it may take until all who wait have been told that they wait in vain."""
+
+PURGED: Final = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})
+"""What is reported of a record that was given up since nobody can wait for it any more."""
+
+HOMELESS: Final = UNKNOWN_TOPIC | {KafkaError._DESTROY}
+"""What is reported of a record whose topic or partition is not there; the last, if it was waiting there to be sent
+again."""
 
 
 class Client(Producer):
@@ -82,15 +92,23 @@ class Outbox:
         self._thread.start()
         return client
 
-    def expect(self, count: int) -> None:
-        """So many reports will come."""
+    def expect(self, count: int) -> Client:
+        """The client, for somebody who waits for so many reports until he says `reported`."""
         with self._wanted:
+            client = self.client
             self._unreported += count
             self._wanted.notify()
+            return client
 
     def reported(self, count: int) -> None:
         with self._wanted:
             self._unreported -= count
+            if self._is_closed:  # somebody may wait for that
+                self._wanted.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
 
     def _take_reports(self, client: Client) -> None:
         while not self._is_closed:
@@ -111,14 +129,18 @@ class Outbox:
                 self._client = None
         log.error("publishing to %s has to begin anew: %s", self._conf.shown, error)
         while len(client):
-            try:
-                client.purge()
-                client.poll(REPORTS_S)
-            except KafkaException as again:
-                log.debug("%s", again)
+            self._purge(client)
+
+    def _purge(self, client: Client) -> None:
+        """Have what the client still has reported as purged."""
+        try:
+            client.purge(blocking=False)
+            client.poll(ROOM_S)
+        except KafkaException as error:
+            log.debug("%s", error)
 
     def close(self) -> None:
-        """What is being sent may still arrive: whoever sent it waits for that."""
+        """What is being sent may still arrive: whoever sent it waits for that, though not for ever."""
         with self._wanted:
             if self._is_closed:
                 return
@@ -126,8 +148,28 @@ class Outbox:
             self._wanted.notify_all()
             client, thread = self._client, self._thread
         if client is not None and thread is not None:
-            client.flush(self._conf.patience_s)
+            self._finish(client)
             thread.join(self._conf.patience_s)
+
+    def _finish(self, client: Client) -> None:
+        """Wait until nobody waits. Who has asked for the client may only be about to send with it."""
+        deadline = time.monotonic() + self._conf.patience_s
+        while self._is_awaited(client) and time.monotonic() < deadline:
+            self._flush(client)
+            with self._wanted:
+                if self._unreported and not len(client):
+                    self._wanted.wait(ROOM_S)
+        while self._is_awaited(client) and time.monotonic() < deadline + PURGE_S:
+            self._purge(client)
+
+    def _flush(self, client: Client) -> None:
+        try:
+            client.flush(REPORTS_S)
+        except KafkaException as error:
+            log.debug("%s", error)
+
+    def _is_awaited(self, client: Client) -> bool:
+        return self._unreported > 0 or len(client) > 0
 
 
 @define(eq=False)
@@ -142,18 +184,21 @@ class _Delivery:
     place: tuple[int, int] = (-1, -1)
     """Partition and offset of the last one that was reported."""
     done: threading.Event = field(factory=threading.Event)
+    lock: threading.Lock = field(factory=threading.Lock)
 
-    def report(self, sent: Message, error: KafkaError | None, message: KafkaMessage) -> None:
-        """Called in the thread that takes reports, once for each record. The client's `message` has no headers."""
-        if error is None:
-            self.place = message.partition(), message.offset()  # type: ignore[assignment]
-        elif error.code() in UNKNOWN_TOPIC:
-            self.homeless.append(sent)
-        else:
-            self.error = self.error or error
-        self.left -= 1
-        if not self.left:
-            self.done.set()
+    def report(self, sent: Message, error: KafkaError | None, message: KafkaMessage | None) -> None:
+        """Called once for each record, in whatever thread takes reports, or sends. The client's `message` has no
+        headers; there is none where the client has not taken the record."""
+        with self.lock:
+            if error is None and message is not None:
+                self.place = message.partition(), message.offset()  # type: ignore[assignment]
+            elif error is not None and error.code() in HOMELESS:
+                self.homeless.append(sent)
+            else:
+                self.error = self.error or error
+            self.left -= 1
+            if not self.left:
+                self.done.set()
 
 
 class KafkaProducer:
@@ -185,11 +230,12 @@ class KafkaProducer:
     def _send(self, topic: str, messages: Sequence[Message]) -> tuple[int, int]:
         self._topics.ensure(topic)
         delivery = self._deliver(topic, messages)
-        deadline = time.monotonic() + self._conf.patience_s
+        deadline = time.monotonic() + self._conf.patience_s + SPREAD_S
         while delivery.homeless and delivery.error is None and time.monotonic() < deadline:
             self._topics.forget(topic)  # now it is as on first use
             self._topics.ensure(topic)
-            time.sleep(ROOM_S)  # the client may not have heard of that yet
+            self._look(topic)
+            time.sleep(ROOM_S)  # the broker that was asked may not have heard of it yet
             delivery = self._deliver(topic, delivery.homeless)
         if delivery.error is None:
             if delivery.homeless:
@@ -200,25 +246,46 @@ class KafkaProducer:
             raise ConfigError(f"topic {topic!r} is compacted: what is sent there needs a key ({delivery.error.str()})")
         raise self._conf.meaning(delivery.error, f"publishing to topic {topic!r}")
 
+    def _look(self, topic: str) -> None:
+        """Have the client that publishes hear of a topic that was made anew: by itself it asks seldom."""
+        try:
+            self._outbox.client.list_topics(topic, self._conf.patience_s)
+        except KafkaException as error:  # what is sent next tells
+            log.debug("looking for topic %r: %s", topic, error)
+
     def _deliver(self, topic: str, messages: Sequence[Message]) -> _Delivery:
         """Send, and wait until each was acknowledged or given up."""
-        client = self._outbox.client
         delivery = _Delivery(len(messages))
-        produce, report = client.produce, delivery.report
-        self._outbox.expect(len(messages))
+        client = self._outbox.expect(len(messages))
         try:
-            with self._conf.telling(f"publishing to topic {topic!r}"):
-                for message in messages:
-                    value, key, headers = message
-                    while True:
-                        try:
-                            produce(topic, value, key, headers=list(headers), on_delivery=partial(report, message))
-                            break
-                        except BufferError:  # as much as may be is on its way
-                            time.sleep(ROOM_S)
+            for message in messages:
+                self._produce(client, topic, message, partial(delivery.report, message))
             delivery.done.wait()
-            if delivery.error is not None:  # after an error that ends the client, others only say that it has ended
-                delivery.error = client.error or delivery.error
         finally:
             self._outbox.reported(len(messages))
+        if delivery.error is not None:  # after an error that ends the client, others only say that it has ended
+            delivery.error = client.error or delivery.error
+            if delivery.error.code() in PURGED:
+                raise self._closed(topic)
         return delivery
+
+    def _produce(self, client: Client, topic: str, message: Message, report: Callable[..., None]) -> None:
+        """Send one, as soon as there is room."""
+        value, key, headers = message
+        while True:
+            try:
+                return client.produce(topic, value, key, headers=list(headers), on_delivery=report)
+            except BufferError:  # as much as may be is on its way
+                if self._outbox.is_closed:
+                    raise self._closed(topic) from None
+                time.sleep(ROOM_S)
+            except KafkaException as error:
+                if code_of(error) not in UNKNOWN_TOPIC:
+                    raise self._conf.meaning(error, f"publishing to topic {topic!r}") from error
+                return report(error.args[0], None)  # the client knows already that the topic is gone
+
+    def _closed(self, topic: str) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"{self._conf.shown} was closed before it had acknowledged what was being published to topic {topic!r}: "
+            "it may be there or not; close it when all that publishes has ended"
+        )

@@ -4,6 +4,8 @@ Whoever reads one goes on at the offset where it was, in another log, and what c
 Brokers give every topic an id of its own (since Kafka 2.8), so that is asked for now and then, without waiting.
 """
 
+# What the client's documentation imports from confluent_kafka.admin is not re-exported as type checkers want it.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import threading

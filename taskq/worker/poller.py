@@ -365,7 +365,8 @@ class Poller:
         except (StorageFull, BrokerUnavailable) as error:
             if isinstance(error, BrokerUnavailable) and (self._stop_by is not None or self._stop_now.is_set()):
                 raise
-            _log.error("can't commit the progress of group %s yet: %s", self._group, error)
+            level = logging.ERROR if isinstance(error, StorageFull) else logging.WARNING
+            _log.log(level, "can't commit the progress of group %s yet: %s", self._group, error)
             return False
         for work, state in states.items():
             if work.tp not in missed:

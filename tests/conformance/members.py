@@ -68,7 +68,7 @@ class Member:
 
     def let_go(self) -> None:
         """Of all that is revoking, committed."""
-        self.commit()
+        self.consumer.commit({tp: Committed(self.positions[tp]) for tp in self.revoking})
         self.consumer.release(sorted(self.revoking))
         for tp in self.revoking:
             del self.held[tp], self.positions[tp]

@@ -85,6 +85,7 @@ _MEMBER: Final = {
     "heartbeat.interval.ms": "1000",  # how soon a member hears that another has joined
     "partition.assignment.strategy": ASSIGNOR,
     "session.timeout.ms": "45000",
+    "socket.max.fails": "0",  # a commit that waits behind a join is late, and no reason to connect anew
 }
 
 _CLASSIC_ONLY: Final = ("partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")

@@ -37,9 +37,6 @@ TURN_S: Final = 0.05
 COMMIT_S: Final = 60.0
 """How long a commit is tried while the brokers can't take it."""
 
-COMMIT_LATE_S: Final = 5.0
-"""How long to wait for that to be said."""
-
 AGAIN_S: Final = 0.1
 
 DEPART_S: Final = 1.0
@@ -131,16 +128,25 @@ class Member:
             self._news.notify()
         return commit
 
-    def finish_commit(self, commit: Commit) -> set[TopicPartition]:
-        """Wait until they are stored. What is not, since the group has gone on without us, is returned."""
-        while not commit.done.wait(1.0):
+    def finish_commit(self, commit: Commit, until: float) -> set[TopicPartition]:
+        """Wait until they are stored, at most until then (monotonic): BrokerUnavailable if they were not by then, and
+        will not be. What is not stored since the group has gone on without us is returned."""
+        while not commit.done.wait(max(0.0, min(1.0, until - time.monotonic()))):
             if not self._thread.is_alive():
                 raise self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
-            if time.monotonic() > commit.deadline + COMMIT_LATE_S:  # the client waits for something, whatever it is
-                raise BrokerUnavailable(f"no answer from {self._conf.shown} to a commit of group {self._group}")
+            if time.monotonic() >= until:
+                self._take_back(commit)
+                raise BrokerUnavailable(f"no answer yet from {self._conf.shown} to a commit of group {self._group}")
         if commit.error is not None:
             raise commit.error
         return commit.missed
+
+    def _take_back(self, commit: Commit) -> None:
+        """Have it not stored any more: by then somebody else may have stored more. Of what is on its way already the
+        brokers see that it is of a time before."""
+        with self._news:
+            if commit in self._commits:
+                self._commits.remove(commit)
 
     def leave(self) -> None:
         with self._news:
@@ -235,20 +241,31 @@ class Member:
 
     def _store(self) -> None:
         """Commit what is to be committed, in order. What the brokers can't take now stays for the next time."""
-        while self._commits and self._commits[0].again_at <= time.monotonic():
-            commit = self._commits[0]
+        while True:
+            with self._news:
+                if not self._commits or self._commits[0].again_at > time.monotonic():
+                    return
+                commit = self._commits[0]
             commit.offsets = self._left_of(commit)
-            if commit.offsets:
-                commit.again_at = time.monotonic() + AGAIN_S
-                return
+            with self._news:
+                if not self._commits or self._commits[0] is not commit:
+                    continue  # nobody waits for it any more
+                if commit.offsets:
+                    commit.again_at = time.monotonic() + AGAIN_S
+                    return
+                self._commits.popleft()
             if commit.missed:
                 missed = ", ".join(map(str, sorted(commit.missed)))
                 _log.info("group %s has gone on without this member: %s is not committed", self._group, missed)
-            self._commits.popleft()
             commit.done.set()
 
     def _left_of(self, commit: Commit) -> list[KafkaPartition]:
         """Store it, and return what is to be tried again of it."""
+        held = set(self._owner.holds([TopicPartition(one.topic, one.partition) for one in commit.offsets]))
+        commit.missed |= {tp for one in commit.offsets if (tp := TopicPartition(one.topic, one.partition)) not in held}
+        commit.offsets = [one for one in commit.offsets if (one.topic, one.partition) in held]
+        if not commit.offsets:
+            return []
         try:
             answered = self._client.commit(offsets=commit.offsets, asynchronous=False)
             failed = {(one.topic, one.partition): one.error for one in answered if one.error is not None}

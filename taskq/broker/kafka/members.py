@@ -10,19 +10,26 @@ The newer protocol has brokers that divide each topic by itself: there one membe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf
-from taskq.broker.kafka.member import Member, Owner
+from taskq.broker.kafka.member import COMMIT_S, Member, Owner
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.port import TopicPartition
 from taskq.errors import BrokerError
 from taskq.topics import INTERNAL, RETRY
 
 SHARES_MAX: Final = 8
+
+SHARED_COMMIT_S: Final = 1.0
+"""How long one of several members has for a commit."""
+
+COMMIT_LATE_S: Final = 1.0
+"""How long to wait for what a member has to say when that is over."""
 
 
 def shares(topics: Sequence[str]) -> list[tuple[str, ...]]:
@@ -38,6 +45,7 @@ class Members:
 
     def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Stats) -> None:
         divided = shares(topics) if conf.is_classic else [tuple(topics)]
+        self._is_leaving = False
         self._members: list[Member] = []
         self._of: dict[str, Member] = {}
         try:
@@ -59,7 +67,13 @@ class Members:
         return next((member.error for member in self._members if member.error is not None), None)
 
     def commit(self, offsets: Sequence[KafkaPartition]) -> set[TopicPartition]:
-        """All at once; return what is not ours any more. The first error is raised when all have ended."""
+        """All at once; return what is not ours any more. The first error is raised when all have ended.
+
+        One of several is not waited for long. A member that joins anew, as all do when somebody comes or goes, hears
+        nothing else until all have; and all may wait for another one of ours, whose owner stands here.
+        """
+        wait_s = COMMIT_S if len(self._members) == 1 or self._is_leaving else SHARED_COMMIT_S
+        until = time.monotonic() + wait_s + COMMIT_LATE_S
         parts: dict[Member, list[KafkaPartition]] = {}
         for one in offsets:
             parts.setdefault(self._of[one.topic], []).append(one)
@@ -68,7 +82,7 @@ class Members:
         missed: set[TopicPartition] = set()
         for member, commit in begun:
             try:
-                missed |= member.finish_commit(commit)
+                missed |= member.finish_commit(commit, until)
             except BrokerError as error:
                 errors.append(error)
         if errors:
@@ -76,6 +90,7 @@ class Members:
         return missed
 
     def leave(self) -> None:
+        self._is_leaving = True
         for member in self._members:
             member.leave()
 

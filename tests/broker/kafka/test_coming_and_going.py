@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka import KafkaBroker
 from taskq.broker.kafka.consumer import KafkaConsumer
-from taskq.broker.port import Committed, Message, Polled
+from taskq.broker.port import Committed, Message, Polled, TopicPartition
 from taskq.errors import BrokerError, BrokerUnavailable, TaskqError
 from taskq.topics import TopicConfig
 from tests.broker.kafka.conftest import SINGLE, Open
@@ -99,6 +100,30 @@ def test_a_commit_that_brokers_can_not_take_yet_is_tried_now_and_then(
     with pytest.raises(BrokerUnavailable, match="committing of group feed"):
         consumer.commit({SINGLE: Committed(1)})
     assert 5 <= refusing.tries <= 12, "every tenth of a second"
+
+
+def test_of_several_members_none_is_waited_for_long(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may wait until all have joined anew, and they for another of ours. What was not stored is not stored late."""
+    broker = opened({"double": TopicConfig(2)})
+    broker.producer().send_many("double", [])
+    broker.producer().send_many("single", [])
+    double = TopicPartition("double", 0)
+    consumer = broker.consumer("feed", ["single", "double"])
+    held: set[TopicPartition] = set()
+    until(consumer, lambda polled: held.update(polled.assigned) or len(held) == 3)
+    waiting = consumer._members._of["double"]
+    refusing = Refusing(waiting._client, KafkaError.REBALANCE_IN_PROGRESS)
+    monkeypatch.setattr(waiting, "_client", refusing)
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="no answer yet"):
+        consumer.commit({SINGLE: Committed(1), double: Committed(1)})
+    assert time.monotonic() - began < 5
+    monkeypatch.setattr(waiting, "_client", refusing._inner)
+    consumer.commit({TopicPartition("double", 1): Committed(2)})
+    assert broker.admin().describe_group("feed").committed == {
+        SINGLE: Committed(1),
+        TopicPartition("double", 1): Committed(2),
+    }
 
 
 def test_what_was_lost_while_it_was_being_released_is_not_told_twice(opened: Open) -> None:

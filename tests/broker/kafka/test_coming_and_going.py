@@ -109,8 +109,8 @@ def test_of_several_members_none_is_waited_for_long(opened: Open, monkeypatch: p
     broker.producer().send_many("single", [])
     double = TopicPartition("double", 0)
     consumer = broker.consumer("feed", ["single", "double"])
-    held: set[TopicPartition] = set()
-    until(consumer, lambda polled: held.update(polled.assigned) or len(held) == 3)
+    wait_until(lambda: len(consumer._held) == 3, "it has all")
+    until(consumer, lambda polled: polled.assigned)
     waiting = consumer._members._of["double"]
     refusing = Refusing(waiting._client, KafkaError.REBALANCE_IN_PROGRESS)
     monkeypatch.setattr(waiting, "_client", refusing)

@@ -202,7 +202,8 @@ class Consumer(Protocol):
         """Store progress of partitions we hold. Durable against process death when it returns.
 
         Returns those of which nothing was stored, since they are not ours any more; `poll` has told that, or will.
-        Raises ConfigError if metadata is over COMMIT_METADATA_BYTES_MAX.
+        Raises ConfigError if metadata is over COMMIT_METADATA_BYTES_MAX, BrokerUnavailable if it can't be stored now:
+        some of it may be then.
         """
         ...
 

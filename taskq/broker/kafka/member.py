@@ -187,7 +187,9 @@ class Member:
             self._depart()
             self._client.close()
             self._stats.forget(self._name)
-            for commit in self._commits:
+            with self._news:
+                left = list(self._commits)
+            for commit in left:
                 commit.error = self.error or BrokerUnavailable(f"the consumer of {self._conf.shown} has been closed")
                 commit.done.set()
 

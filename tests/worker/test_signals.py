@@ -7,11 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from taskq.worker.signals import SIGNAL_ECHO_S, Ear, catching_signals, stop_signals
 from tests.processes import wait_until
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """Whoever runs the tests may ignore its end."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def wait_out_the_echo() -> None:

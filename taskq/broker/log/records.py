@@ -71,6 +71,8 @@ def decode_record(buffer: bytes, position: int, base: int, base_ts: int) -> tupl
     end = position + size
     delta_ts, position = _varint(buffer, position + 1)  # after the attributes, which are unused
     delta, position = _varint(buffer, position)
+    if delta < 0:
+        raise BadBatch(position, f"a record {-delta} offsets before its batch")
     key, position = _bytes(buffer, position, end)
     value, position = _bytes(buffer, position, end)
     headers, position = _headers(buffer, position, end)

@@ -204,3 +204,12 @@ def test_records_of_any_bytes_with_a_sound_crc_are_refused_cleanly(records: byte
     except BadBatch:
         return
     assert len(found) == count
+
+
+def test_a_record_before_its_batch_is_damage() -> None:
+    """Whoever reads from the batch's start would miss it."""
+    records = bytes.fromhex("0e00000001026100 0e00000101026200")  # of offset deltas 0 and -1
+    after_crc = struct.pack(">hiqqqhii", 0, 1, 0, 0, -1, -1, -1, 2) + records
+    raw = whole(struct.pack(">iibI", len(after_crc) + 9, 0, 2, crc32c(after_crc)) + after_crc)
+    with pytest.raises(BadBatch, match="1 offsets before its batch"):
+        decode(raw)

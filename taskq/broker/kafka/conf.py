@@ -129,11 +129,6 @@ class Conf:
         """How long to wait for an answer of the brokers before it is an error."""
         return self._seconds("socket.timeout.ms", PATIENCE_MS)
 
-    @property
-    def refresh_s(self) -> float:
-        """How often to look whether topics have changed."""
-        return self._seconds("topic.metadata.refresh.interval.ms", int(_ALL["topic.metadata.refresh.interval.ms"]))
-
     def _seconds(self, name: str, default_ms: int) -> float:
         text = self.given.get(name, str(default_ms))
         if not text.isdigit():

@@ -71,7 +71,7 @@ class KafkaConsumer:
         self._is_polling = False
         self._polled_at = time.monotonic()
         self._purge_at = 0.0
-        self._remakes = Remakes(lookup.conf, lookup.client)
+        self._remakes = Remakes(lookup.client)
         self._fetcher = Fetcher(self._conf, self._changed, self._skip, self._stop_reading)
         try:
             self._members = Members(self._conf, group, subscribed, self, stats)

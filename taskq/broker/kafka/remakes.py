@@ -16,7 +16,8 @@ from typing import Final
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
-from taskq.broker.kafka.conf import Conf
+LOOK_S: Final = 10.0
+"""How often to ask. While a broker is away, librdkafka takes a lot of time over every question."""
 
 SOON_S: Final = 1.0
 """How soon to ask for the id of a topic of which none is known."""
@@ -25,13 +26,12 @@ SOON_S: Final = 1.0
 class Remakes:
     """Threads share it."""
 
-    def __init__(self, conf: Conf, client: Callable[[], AdminClient]) -> None:
-        self._conf = conf
+    def __init__(self, client: Callable[[], AdminClient]) -> None:
         self._client = client
         self._lock = threading.Lock()
         self._ids: dict[str, str] = {}
         self._asked: dict[str, Future[TopicDescription]] = {}
-        self._ask_at = 0.0
+        self._asked_at = 0.0
 
     def look(self, now: float, topics: Collection[str]) -> list[str]:
         """Those of `topics` that are others than when this was asked before. `now` is monotonic. Does not wait."""
@@ -39,8 +39,9 @@ class Remakes:
             return []
         try:
             if self._asked:
-                return self._answers(now) if all(one.done() for one in self._asked.values()) else []
-            if now >= self._ask_at or (now >= self._ask_at - self._conf.refresh_s + SOON_S and not self._knows(topics)):
+                return self._answers() if all(one.done() for one in self._asked.values()) else []
+            if now >= self._asked_at + (LOOK_S if self._knows(topics) else SOON_S):
+                self._asked_at = now
                 self._ids = {topic: ident for topic, ident in self._ids.items() if topic in topics}
                 self._asked = dict(self._client().describe_topics(TopicCollection(list(topics))))
             return []
@@ -50,7 +51,7 @@ class Remakes:
     def _knows(self, topics: Collection[str]) -> bool:
         return all(topic in self._ids for topic in topics)
 
-    def _answers(self, now: float) -> list[str]:
+    def _answers(self) -> list[str]:
         changed = []
         for topic, future in self._asked.items():
             if future.exception() is not None:  # deleted, or brokers are away
@@ -61,5 +62,4 @@ class Remakes:
                 changed.append(topic)
             self._ids[topic] = ident
         self._asked = {}
-        self._ask_at = now + self._conf.refresh_s
         return changed

@@ -163,7 +163,8 @@ def test_a_log_that_is_another_is_still_asked_for(opened: Open) -> None:
     assert until(consumer, lambda polled: polled.assigned).revoking == {SINGLE}
 
 
-def test_a_topic_that_is_made_anew_is_read_from_its_start(opened: Open) -> None:
+def test_a_topic_that_is_made_anew_is_read_from_its_start(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.broker.kafka.remakes.LOOK_S", 0.2)
     broker = opened()
     reading = Member(consuming(broker, 5))
     reading.held[SINGLE] = Committed(0)

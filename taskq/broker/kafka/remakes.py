@@ -16,10 +16,10 @@ from typing import Final
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
-LOOK_S: Final = 10.0
-"""How often to ask. While a broker is away, librdkafka takes a lot of time over every question."""
+LOOK_S: Final = 60.0
+"""How often to ask. While a broker is away, librdkafka takes a processor for each question to it, for seconds."""
 
-SOON_S: Final = 1.0
+SOON_S: Final = 10.0
 """How soon to ask for the id of a topic of which none is known."""
 
 
@@ -31,7 +31,7 @@ class Remakes:
         self._lock = threading.Lock()
         self._ids: dict[str, str] = {}
         self._asked: dict[str, Future[TopicDescription]] = {}
-        self._asked_at = 0.0
+        self._asked_at = -SOON_S
 
     def look(self, now: float, topics: Collection[str]) -> list[str]:
         """Those of `topics` that are others than when this was asked before. `now` is monotonic. Does not wait."""

@@ -147,9 +147,11 @@ class Work:
 
     def anew(self) -> Work:
         """The same partition after it was lost and has come back, as it was stored."""
-        low, metadata = self.committed
-        given_up = self.suspects_end if low < self.suspects_end else 0
-        return Work(self.tp, progress_of(low, metadata), Standing(given_up, self.marks))
+        return Work(self.tp, progress_of(*self.committed), Standing(self._limit_at(self.committed[0]), self.marks))
+
+    def _limit_at(self, low: int) -> int:
+        """Of who has it next, if nobody dies: where the suspects end of whom some are left at `low`; or 0."""
+        return self.suspects_end if low < self.suspects_end else 0
 
     @property
     def waiting_bytes(self) -> int:
@@ -181,9 +183,8 @@ class Work:
         """
         low = self.progress.low
         self.marks = {offset: count for offset, count in self.marks.items() if not self.progress.is_finished(offset)}
-        given_up = self.suspects_end if low < self.suspects_end else 0
-        standing = Standing(self.limit if is_open else given_up, self.marks)
-        return low, standing.encode(low) + self.progress.encode()
+        limit = self.limit if is_open else self._limit_at(low)
+        return low, Standing(limit, self.marks).encode(low) + self.progress.encode()
 
     def state_after(self, offsets: list[int]) -> tuple[int, bytes]:
         """What to store if these were finished, too."""

@@ -179,6 +179,11 @@ def meaning(error: KafkaError | KafkaException, what: str, refusals: Refusals) -
     return kind(f"{what}: {cause.str()}{_ADVICE.get(kind, '')}")
 
 
+def as_broker_error(error: TaskqError) -> BrokerError:
+    """The same as an error of the broker, as which a consumer tells all that ends it or a partition."""
+    return error if isinstance(error, BrokerError) else BrokerError(str(error))
+
+
 def code_of(error: BaseException) -> int:
     """The number of the error; `KafkaError.UNKNOWN` if it has none."""
     cause = error.args[0] if error.args else None

@@ -24,7 +24,7 @@ from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP
+from taskq.broker.kafka.errors import TRANSIENT, UNKNOWN_TOPIC, UNUSED_GROUP, as_broker_error
 from taskq.broker.port import Headers, Record, TopicPartition
 from taskq.errors import BrokerError, BrokerUnavailable, NotAuthorized, TaskqError, TopicNotFound
 
@@ -227,7 +227,7 @@ class Fetcher:
         elif tp is None or isinstance(told, NotAuthorized) or error.fatal():
             raise told
         elif ahead is not None and ahead.is_read:
-            self._failed(tp, told if isinstance(told, BrokerError) else BrokerError(str(told)))
+            self._failed(tp, as_broker_error(told))
 
     def _balance(self) -> None:
         """Pause what nobody takes from, and resume it when it is half empty."""

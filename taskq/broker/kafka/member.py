@@ -25,7 +25,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import NEVER, NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, code_of
+from taskq.broker.kafka.errors import NEVER, NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, as_broker_error, code_of
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import SPREAD_S
 from taskq.broker.port import TopicPartition
@@ -237,7 +237,7 @@ class Member:
         told = self._conf.meaning(error, f"group {self._group}")
         is_fatal = error.fatal() or error.code() == KafkaError._FATAL or isinstance(told, NotAuthorized)
         if is_fatal or (error.code() in NEVER and not self._has_joined):
-            raise told if isinstance(told, BrokerError) else BrokerError(str(told))
+            raise as_broker_error(told)
         passes = error.code() in TRANSIENT | UNKNOWN_TOPIC
         _log.log(logging.DEBUG if passes else logging.WARNING, "%s", told)
 
@@ -263,8 +263,9 @@ class Member:
 
     def _left_of(self, commit: Commit) -> list[KafkaPartition]:
         """Store it, and return what is to be tried again of it."""
-        held = set(self._owner.holds([TopicPartition(one.topic, one.partition) for one in commit.offsets]))
-        commit.missed |= {tp for one in commit.offsets if (tp := TopicPartition(one.topic, one.partition)) not in held}
+        tps = _ours(commit.offsets)
+        held = set(self._owner.holds(tps))
+        commit.missed |= set(tps) - held
         commit.offsets = [one for one in commit.offsets if (one.topic, one.partition) in held]
         if not commit.offsets:
             return []
@@ -282,8 +283,7 @@ class Member:
             elif code in TRANSIENT and time.monotonic() < commit.deadline and not self._is_closed:
                 left.append(one)
             elif found is not None:
-                told = self._conf.meaning(found, f"committing of group {self._group}")
-                commit.error = told if isinstance(told, BrokerError) else BrokerError(str(told))
+                commit.error = as_broker_error(self._conf.meaning(found, f"committing of group {self._group}"))
         return left
 
     # -- called back by the client, in the thread

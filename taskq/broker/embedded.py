@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from taskq.broker import cleaner
 from taskq.broker.consumer import EmbeddedConsumer
+from taskq.broker.following import LookingFollower
 from taskq.broker.limits import check_size
 from taskq.broker.log import names, offsets
 from taskq.broker.log.batch import encode_many, encode_one
@@ -115,6 +116,9 @@ class EmbeddedBroker:
         self._check_open()
         self._readers.add(reader := EmbeddedReader(self._directory))
         return reader
+
+    def follower(self, tp: TopicPartition, lost: Callable[[Lost], object]) -> LookingFollower:
+        return LookingFollower(self.reader(), tp, lost)
 
     def admin(self) -> EmbeddedAdmin:
         self._check_open()

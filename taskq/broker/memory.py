@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from attrs import define
 
+from taskq.broker.following import LookingFollower
 from taskq.broker.limits import check_progress, check_size
 from taskq.broker.port import (
     PARTITIONS_DEFAULT,
@@ -63,6 +64,9 @@ class MemoryBroker:
     def reader(self) -> MemoryReader:
         with self._state.locked():
             return MemoryReader(self._state)
+
+    def follower(self, tp: TopicPartition, lost: Callable[[Lost], object]) -> LookingFollower:
+        return LookingFollower(self.reader(), tp, lost)
 
     def admin(self) -> MemoryAdmin:
         with self._state.locked():

@@ -254,6 +254,23 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
+class Follower(Protocol):
+    """Reads one partition from its start, and then what comes, as it comes. One thread's, but for `close`."""
+
+    def read(self, timeout: float) -> list[Record]:
+        """The next records, in order; an empty list when all has been read that was there before.
+
+        It may wait for the next one then, up to `timeout` seconds. While there is no such topic, there is nothing to
+        read. It begins again at the start when the topic is made anew, and may if that only seemed so: the same records
+        may come twice. Raises BrokerUnavailable if nobody could be asked yet.
+        """
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
+
+
 class Admin(Protocol):
     def topics(self) -> list[str]:
         """Names of all topics, sorted."""
@@ -331,6 +348,10 @@ class Broker(Protocol):
         ...
 
     def reader(self) -> Reader: ...
+
+    def follower(self, tp: TopicPartition, lost: Callable[[Lost], object]) -> Follower:
+        """At damage it tells `lost` what that is, and passes over it."""
+        ...
 
     def admin(self) -> Admin: ...
 

@@ -7,16 +7,16 @@ import threading
 import time
 from collections import deque
 
-from taskq.broker.port import Broker, Lost, TopicPartition
+from taskq.broker.port import Broker, Lost, Record, TopicPartition
 from taskq.control import cancelled_by
-from taskq.errors import BrokerUnavailable, TopicNotFound
+from taskq.errors import BrokerUnavailable
 from taskq.message import Id
 from taskq.topics import CONTROL, CONTROL_MS
 
 _log = logging.getLogger("taskq.worker")
 
-REMOTE_INTERVAL_S = 0.1
-"""How often to look where that costs a round trip."""
+WAIT_S = 0.5
+"""How long to wait for what is cancelled next, where it is waited for. The thread ends no sooner."""
 
 FIRST_WAIT_S = 0.1
 
@@ -29,15 +29,14 @@ _TP = TopicPartition(CONTROL, 0)
 class Cancels:
     """`ids` is what is cancelled. Belongs to one thread, but others may look into `ids`.
 
-    Where looking costs a round trip, which may take long while brokers come and go, a thread of its own looks.
+    Where the broker is another process, which may be away for long, a thread of its own waits for what comes.
     """
 
     def __init__(self, broker: Broker) -> None:
         self.ids: dict[Id, int] = {}
         """Since when, in milliseconds since 1970."""
         broker.producer().send_many(CONTROL, [])  # so that there is one to read
-        self._reader = broker.reader()
-        self._next = 0
+        self._follower = broker.follower(_TP, _tell)
         self._is_remote = broker.is_remote
         self._found: deque[dict[Id, int]] = deque()
         """By the thread, and not taken yet."""
@@ -66,59 +65,45 @@ class Cancels:
         """
         if self._error is not None:
             raise self._error
-        if not self._is_remote:
-            return self._take(self._read_unless_away())
         new: dict[Id, int] = {}
+        while not self._is_remote and (records := self._read(0)):
+            new |= _cancelled_by(records)
         while self._found:
             new |= self._found.popleft()
         return self._take(new)
 
     def close(self) -> None:
-        """Look no more. The thread ends with what it asks just now, which nobody waits for."""
+        """Look no more. The thread ends with what it waits for just now; nobody waits for that."""
         self._is_closed.set()
 
     def _look(self) -> None:
         """The thread."""
         try:
             while not self._is_closed.is_set():
-                if found := self._read_unless_away():
-                    self._found.append(found)
-                if not self._is_away:
+                if records := self._read(WAIT_S):
+                    self._found.append(_cancelled_by(records))
+                elif self._is_away:
+                    self._is_closed.wait(AGAIN_S)
+                else:
                     self._has_looked.set()
-                self._is_closed.wait(REMOTE_INTERVAL_S)
         except Exception as error:
             self._error = error
         finally:
             self._has_looked.set()
+            self._follower.close()
 
-    def _read_unless_away(self) -> dict[Id, int]:
-        """What has been cancelled since the last time; nothing, for a while, where the broker can't be asked."""
-        now = time.monotonic()
-        if now < self._look_at:
-            return {}
+    def _read(self, timeout: float) -> list[Record]:
+        """What has come since the last time; nothing, for a while, where the broker can't be asked."""
+        if time.monotonic() < self._look_at:
+            return []
         try:
-            found, self._is_away = self._read(), False
-            return found
+            records, self._is_away = self._follower.read(timeout), False
+            return records
         except BrokerUnavailable as error:
             self._look_at, self._is_away = time.monotonic() + AGAIN_S, True
             if not self._is_closed.is_set():
                 _log.warning("what has been cancelled can't be read yet: %s", error)
-            return {}
-
-    def _read(self) -> dict[Id, int]:
-        new: dict[Id, int] = {}
-        try:
-            while (bounds := self._reader.bounds(_TP)).end != self._next:
-                if bounds.end < self._next:  # it is another than it was
-                    self._next = bounds.start
-                records = self._reader.read(_TP, self._next, lost=_tell)
-                if not records:
-                    break
-                self._next = records[-1].offset + 1
-                new |= {ident: record.timestamp_ms for record in records if (ident := cancelled_by(record)) is not None}
-        except TopicNotFound:  # deleted: what is cancelled next makes it anew
-            self._next = 0
-        return new
+            return []
 
     def _take(self, new: dict[Id, int]) -> set[Id]:
         if not new:
@@ -129,6 +114,11 @@ class Cancels:
         for ident in [ident for ident, since_ms in self.ids.items() if since_ms < oldest_ms]:
             del self.ids[ident]
         return fresh & self.ids.keys()
+
+
+def _cancelled_by(records: list[Record]) -> dict[Id, int]:
+    """The ids, and since when."""
+    return {ident: record.timestamp_ms for record in records if (ident := cancelled_by(record)) is not None}
 
 
 def _tell(lost: Lost) -> None:

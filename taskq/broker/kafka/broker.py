@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 from weakref import WeakSet
@@ -15,19 +15,20 @@ from confluent_kafka.admin import AdminClient
 from taskq.broker.kafka.admin import KafkaAdmin
 from taskq.broker.kafka.conf import Conf, log
 from taskq.broker.kafka.consumer import KafkaConsumer
+from taskq.broker.kafka.follower import KafkaFollower
 from taskq.broker.kafka.forks import leave, watch
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.producer import KafkaProducer, Outbox
 from taskq.broker.kafka.reader import KafkaReader
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import Topics
-from taskq.broker.port import PARTITIONS_DEFAULT
+from taskq.broker.port import PARTITIONS_DEFAULT, Lost, TopicPartition
 from taskq.errors import BrokerUnavailable
 from taskq.metrics import metrics
 from taskq.topics import TopicConfig
 from taskq.urls import parse_kafka
 
-_Part = TypeVar("_Part", KafkaConsumer, KafkaReader)
+_Part = TypeVar("_Part", KafkaConsumer, KafkaReader, KafkaFollower)
 
 
 class KafkaBroker:
@@ -50,7 +51,7 @@ class KafkaBroker:
         self._lock = threading.Lock()
         self._admin: AdminClient | None = None
         self._is_closed = False
-        self._parts: WeakSet[KafkaConsumer | KafkaReader] = WeakSet()
+        self._parts: WeakSet[KafkaConsumer | KafkaReader | KafkaFollower] = WeakSet()
         """To be closed. A consumer that is open lives by its threads; what is closed goes when its owner does."""
         self._topics = Topics(self._conf, self._client, partitions_default, replication, topics)
         self._stats = Stats()
@@ -85,6 +86,10 @@ class KafkaBroker:
     def reader(self) -> KafkaReader:
         self._check_open()
         return self._keep(KafkaReader(self._lookup))
+
+    def follower(self, tp: TopicPartition, lost: Callable[[Lost], object]) -> KafkaFollower:
+        self._check_open()
+        return self._keep(KafkaFollower(self._lookup, tp))
 
     def admin(self) -> KafkaAdmin:
         self._check_open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from taskq.broker.kafka import broker as module
 from taskq.broker.kafka.consumer import KafkaConsumer
 from taskq.errors import BrokerUnavailable
 from tests.broker.kafka.conftest import SINGLE, Open
+from tests.conformance.members import WAIT_S
 from tests.processes import wait_until
 
 
@@ -69,6 +71,23 @@ def test_a_reader_that_is_closed_opens_nothing_more(opened: Open, closes: str):
         with pytest.raises(BrokerUnavailable, match=rf"{broker.url} has been closed"):
             use()
     assert reader._client is None
+
+
+@pytest.mark.parametrize("closes", ["follower", "broker"])
+def test_a_follower_that_is_closed_ends_its_waiting_and_opens_nothing_more(opened: Open, closes: str):
+    broker = opened()
+    broker.producer().send("single", b"x")
+    follower = broker.follower(SINGLE, print)
+    assert len(follower.read(0)) == 1
+    assert follower.read(0) == []
+    closing = threading.Timer(0.2, (follower if closes == "follower" else broker).close)
+    closing.start()
+    with pytest.raises(BrokerUnavailable, match=f"single/0 on {broker.url} is not followed any more"):
+        follower.read(WAIT_S)
+    closing.join()
+    with pytest.raises(BrokerUnavailable, match="not followed any more"):
+        follower.read(0)
+    assert follower._client is None
 
 
 def test_what_looks_at_topics_of_a_closed_broker_opens_nothing_more(opened: Open):

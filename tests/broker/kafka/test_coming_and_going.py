@@ -178,6 +178,23 @@ def test_a_topic_that_is_made_anew_is_read_from_its_start(opened: Open, monkeypa
     reading.poll_until(lambda: reading.values == new)
 
 
+def test_a_topic_that_is_made_anew_is_followed_from_its_start(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.broker.kafka.remakes.LOOK_S", 0.2)
+    broker = opened()
+    broker.producer().send_many("single", [Message(b"old")] * 3)
+    follower, values = broker.follower(SINGLE, print), list[bytes | None]()
+
+    def has_read(wanted: list[bytes]) -> bool:
+        values.extend(record.value for record in follower.read(0.1))
+        return values[-len(wanted) :] == wanted
+
+    wait_until(lambda: has_read([b"old"] * 3) and bool(follower._remakes._ids), "it knows which topic it reads")
+    broker.admin().delete_topic("single")
+    new = [b"new %d" % number for number in range(12)]
+    broker.producer().send_many("single", [Message(value) for value in new])
+    wait_until(lambda: has_read(new), "it begins at the start")
+
+
 def test_a_damaged_partition_stops_and_no_other(opened: Open) -> None:
     broker = opened({"double": TopicConfig(2)})
     broker.producer().send_many("double", [])

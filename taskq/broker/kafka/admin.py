@@ -67,16 +67,18 @@ class KafkaAdmin:
             check_partitions(topic, partitions)
             if partitions < there_are:
                 raise ConfigError(f"topic {topic!r} has {there_are} partitions and can't have fewer")
+        wanted = partitions or there_are
+        if wanted > there_are:  # refused before any setting is changed
+            self._grow(topic, wanted, validate_only=True)
         if changes:
             entries = [
                 ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in changes.items()
             ]
             resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
             self._do(self._client().incremental_alter_configs([resource], **self._topics.within()), resource, topic)
-        if partitions is not None and partitions > there_are:
-            wanted = NewPartitions(topic, partitions)
-            self._do(self._client().create_partitions([wanted], **self._topics.within()), topic, topic)
-            self._topics.wait_for(topic, partitions)
+        if wanted > there_are:
+            self._grow(topic, wanted)
+            self._topics.wait_for(topic, wanted)
 
     def delete_topic(self, topic: str) -> None:
         self._topics.find(topic)
@@ -133,6 +135,10 @@ class KafkaAdmin:
             for one in found
             if one.offset >= 0
         }
+
+    def _grow(self, topic: str, partitions: int, *, validate_only: bool = False) -> None:
+        asked, within = [NewPartitions(topic, partitions)], self._topics.within()
+        self._do(self._client().create_partitions(asked, validate_only=validate_only, **within), topic, topic)
 
     def _do(self, futures: Mapping[Any, Future[Any]], key: object, topic: str) -> None:
         try:

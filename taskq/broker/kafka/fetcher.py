@@ -35,12 +35,12 @@ TURN_S: Final = 0.05
 """How long a poll waits. What others want of the client waits no longer."""
 
 AHEAD_BYTES_MAX: Final = 64 << 20
-"""How much may be read ahead, over all partitions."""
+"""How much may be read ahead, over all partitions; more if there are so many that each gets the least it needs."""
 
 SEEK_AGAIN_S: Final = 5.0
 """How soon to ask again where to go on in a partition of which nobody could say: all others wait for the answer."""
 
-PARTITION_BYTES_MIN: Final = 1 << 20
+PARTITION_BYTES_MIN: Final = 256 << 10
 RECORD_BYTES: Final = 300
 """What a record costs beside its value and key."""
 

@@ -34,11 +34,15 @@ def opened(cluster: Cluster, user: str) -> KafkaBroker:
     return KafkaBroker(f"kafka://{cluster.listener('SASL_PLAINTEXT')}?{login}", partitions_default=1)
 
 
-@pytest.mark.timeout(120)
-def test_who_publishes_and_who_works_need_no_more_than_is_said(cluster: Cluster):
-    for one in ALLOWED.strip().split("--allow-principal"):
+def allow(cluster: Cluster, allowed: str) -> None:
+    for one in allowed.strip().split("--allow-principal"):
         if one:
             cluster.tool("kafka-acls", "--add", "--allow-principal", *one.split())
+
+
+@pytest.mark.timeout(120)
+def test_who_publishes_and_who_works_need_no_more_than_is_said(cluster: Cluster):
+    allow(cluster, ALLOWED)
     publisher, worker = opened(cluster, "alice"), opened(cluster, "bob")
     try:
         publisher.producer().send("mail", b"one")
@@ -60,3 +64,21 @@ def test_who_publishes_and_who_works_need_no_more_than_is_said(cluster: Cluster)
     finally:
         publisher.close()
         worker.close()
+
+
+@pytest.mark.timeout(120)
+def test_who_may_change_settings_and_add_no_partitions_changes_nothing_of_both(cluster: Cluster):
+    operations = " ".join(f"--operation {one}" for one in ("Create", "Describe", "DescribeConfigs", "AlterConfigs"))
+    allow(cluster, f"--allow-principal User:bob {operations} --topic mail")
+    broker = opened(cluster, "bob")
+    try:
+        admin = broker.admin()
+        admin.create_topic("mail", 1)
+        before = admin.describe_topic("mail")
+        with pytest.raises(NotAuthorized, match="mail"):
+            admin.alter_topic("mail", 2, retention_ms=5000)
+        assert admin.describe_topic("mail") == before
+        admin.alter_topic("mail", retention_ms=5000)
+        assert admin.describe_topic("mail").settings.retention_ms == 5000
+    finally:
+        broker.close()

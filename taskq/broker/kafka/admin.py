@@ -93,17 +93,24 @@ class KafkaAdmin:
 
     def groups(self) -> list[str]:
         """Kafka keeps groups that have neither for a while: those are left out, which takes a question for each."""
+        described = {name: self.describe_group(name) for name in self._lookup.patiently(self._list_groups)}
+        return sorted(name for name, group in described.items() if group.members or group.committed)
+
+    def _list_groups(self) -> list[str]:
         futures = {"": self._client().list_consumer_groups(**self._topics.within())}
         try:
             listed = self._topics.answer(futures, "")
-            if listed.errors and not listed.valid:  # else what the others have told is worth more than an error
-                raise KafkaException(listed.errors[0])
+            loading = [one for one in listed.errors if one.code() == KafkaError.COORDINATOR_LOAD_IN_PROGRESS]
+            if loading or (listed.errors and not listed.valid):  # else what the others tell is worth more than an error
+                raise KafkaException((loading or listed.errors)[0])
         except KafkaException as error:
             raise self._lookup.conf.meaning(error, "listing the groups") from error
-        described = {one.group_id: self.describe_group(one.group_id) for one in listed.valid}
-        return sorted(name for name, group in described.items() if group.members or group.committed)
+        return [str(one.group_id) for one in listed.valid]
 
     def describe_group(self, group: str) -> GroupDescription:
+        return self._lookup.patiently(lambda: self._describe(group))
+
+    def _describe(self, group: str) -> GroupDescription:
         members: dict[str, tuple[str, ...]] = {}
         owners: dict[TopicPartition, str] = {}
         try:

@@ -32,7 +32,7 @@ _Part = TypeVar("_Part", KafkaConsumer, KafkaReader, KafkaFollower)
 
 
 class KafkaBroker:
-    """See `taskq.broker.port.Broker`. Nothing is connected before it is needed."""
+    """See `taskq.broker.port.Broker`. What is opened of it connects; it does not by itself."""
 
     is_remote = True
 
@@ -77,6 +77,7 @@ class KafkaBroker:
 
     def producer(self) -> KafkaProducer:
         self._check_open()
+        _ = self._outbox.client  # begun now: it takes half a second until brokers have given it an id
         return KafkaProducer(self._conf, self._outbox, self._topics)
 
     def consumer(self, group: str, topics: Sequence[str], *, offset_reset: str = "earliest") -> KafkaConsumer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Final
+from typing import Final, TypeVar
 
 from attrs import frozen
 from confluent_kafka import KafkaError, KafkaException
@@ -25,6 +25,8 @@ _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 AGAIN_S: Final = 0.1
+
+_Answer = TypeVar("_Answer")
 
 
 @frozen
@@ -60,21 +62,30 @@ class Lookup:
         for future in self.client().delete_records(wanted, **self.topics.within()).values():
             future.add_done_callback(_tell)
 
-    def _offsets(self, *asked: Mapping[TopicPartition, OffsetSpec]) -> list[dict[TopicPartition, int]]:
-        """The answers to each of these. While leaders move it asks again."""
+    def patiently(self, ask: Callable[[], _Answer]) -> _Answer:
+        """What it answers. It is asked again while it raises BrokerUnavailable, for as long as that may take: leaders
+        move, and brokers that have just begun load first what they know of groups."""
         deadline = time.monotonic() + self.conf.patience_s
         while True:
+            try:
+                return ask()
+            except BrokerUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(AGAIN_S)
+
+    def _offsets(self, *asked: Mapping[TopicPartition, OffsetSpec]) -> list[dict[TopicPartition, int]]:
+        """The answers to each of these, which are asked for at once."""
+
+        def ask() -> list[dict[TopicPartition, int]]:
             client = self.client()
             futures = [
                 client.list_offsets({KafkaPartition(*tp): spec for tp, spec in specs.items()}, **self.topics.within())
                 for specs in asked
             ]
-            try:
-                return [self._answers(one) for one in futures]
-            except BrokerUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(AGAIN_S)
+            return [self._answers(one) for one in futures]
+
+        return self.patiently(ask)
 
     def _answers(self, asked: Mapping[KafkaPartition, Future[ListOffsetsResultInfo]]) -> dict[TopicPartition, int]:
         answers = {}

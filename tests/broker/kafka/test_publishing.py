@@ -69,6 +69,15 @@ def delete_for(broker: KafkaBroker, topic: str, other: KafkaBroker) -> None:
     wait_until(lambda: client.list_topics(topic, WAIT_S).topics[topic].error is not None, "it has heard that")
 
 
+def test_a_producer_connects_before_anything_is_published(opened: Open):
+    """Brokers give it an id first, which takes half a second: not of the first person who waits for a page."""
+    broker = opened()
+    broker.producer()
+    client = broker._outbox._client
+    assert client is not None
+    wait_until(lambda: client.list_topics(timeout=1).brokers, "it is connected")
+
+
 def test_what_is_known_to_be_gone_is_made_anew(opened: Open):
     broker, other = opened(**SELDOM), opened()
     producer = broker.producer()

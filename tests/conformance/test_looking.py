@@ -18,6 +18,7 @@ from taskq.broker.port import (
 )
 from taskq.errors import BrokerUnavailable, ConfigError, TopicNotFound
 from tests.conformance.engines import PARTITIONS
+from tests.conformance.members import settle
 from tests.processes import wait_until
 
 SINGLE = TopicPartition("single", 0)
@@ -180,11 +181,7 @@ def test_an_unknown_topic_is_not_described_and_the_error_names_those_there_are(a
 def test_a_group_is_described(admin: Admin, join, broker: Broker):
     first, second = join("feed", "double"), join("feed", "double", "single")
     both = (first, second)
-    while not all(member.held for member in both) or len(first.held) + len(second.held) < 3:
-        for member in both:
-            member.poll(0.05)
-            if member.revoking:
-                member.let_go()
+    settle(*both, until=lambda: (len(first.held), len(second.held)) == (1, 2) and SINGLE in second.held, lets_go=True)
     second.consumer.commit(dict.fromkeys(second.held, Committed(0, b"meta")))
     described = admin.describe_group("feed")
     assert described.name == "feed"

@@ -261,8 +261,8 @@ class Follower(Protocol):
         """The next records, in order; an empty list when all has been read that was there before.
 
         It may wait for the next one then, up to `timeout` seconds. While there is no such topic, there is nothing to
-        read. It begins again at the start when the topic is made anew, and may if that only seemed so: the same records
-        may come twice. Raises BrokerUnavailable if nobody could be asked yet.
+        read. It begins again at the start once it sees that the topic was made anew, and may if that only seemed so:
+        the same records may come twice. Raises BrokerUnavailable if nobody could be asked yet.
         """
         ...
 

@@ -317,3 +317,21 @@ class _Classes:
             removed += [item for item in waiting if is_wanted(item)]
             self._waiting[priority] = deque(item for item in waiting if not is_wanted(item))
         return removed
+
+
+def take_parked(works: Iterable[Work]) -> list[Item]:
+    """What was held back of partitions that another should have."""
+    taken: list[Item] = []
+    for work in works:
+        taken += work.parked
+        work.parked = []
+    return taken
+
+
+def discard(items: Iterable[Item]) -> None:
+    """Forget these. They stay unfinished, so they are delivered again."""
+    for item in items:
+        place = item[3]
+        place.discard(item[2].offset)
+        if isinstance(place, Ticket):
+            place.forget()

@@ -33,7 +33,8 @@ from taskq.context import look_for_cancelled_in
 from taskq.errors import BrokerUnavailable, StorageFull
 from taskq.metrics import Metrics
 from taskq.worker.cancels import Cancels
-from taskq.worker.dispatch import Dispatch, give_gates, is_among, priorities_of
+from taskq.worker.dispatch import Dispatch, discard, give_gates, is_among, priorities_of, take_parked
+from taskq.worker.ends import Ends
 from taskq.worker.gates import BatchGate, Nowhere, Ticket
 from taskq.worker.intake import Intake
 from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
@@ -42,7 +43,10 @@ from taskq.worker.settle import Settler
 from taskq.worker.share import Share
 from taskq.worker.standing import MARKS_MAX, STANDING_BYTES_MAX, Standing
 from taskq.worker.throttle import Throttle
-from taskq.worker.work import Crew, Ended, Feed, Item, Job, Limits, Work, clipped
+from taskq.worker.work import Crew, Ended, Feed, Job, Limits, Work
+
+END_S = 60.0
+"""How long to try to store what has ended before the worker ends, where the broker is another process."""
 
 HANDOVER_S = 1.0
 """How long a partition that another member should have waits for what runs in it, before it is kept for a while."""
@@ -76,6 +80,9 @@ class Poller:
         self._cancels = Cancels(broker)
         self._share = Share(broker, group, topics)
         self._consumer = consumer
+        self._is_remote = broker.is_remote
+        self._raises = False
+        """Whether it is an error that progress can't be stored: it was tried for the last time."""
         self.feed = Feed(max(1, limits.in_flight_max // 2), self._consumer.wakeup)
         all_jobs = {id(job): job for some in jobs.values() for job in some}.values()
         priorities = priorities_of(all_jobs)
@@ -118,11 +125,22 @@ class Poller:
             while not self._is_done():
                 if self._cancels.are_known():
                     self._turn()
-            self._fold_and_commit(is_open=False)
+            self._end()
         finally:
             self._cancels.close()
             self._consumer.close()
             self._producer.close()
+
+    def _end(self) -> None:
+        """Store what has ended. Where others come or go meanwhile, that may have to wait for what we give up."""
+        is_drained = not self._stop_now.is_set() and not any(work.handed_out for work in self.works.values())
+        until = time.monotonic() + (END_S if is_drained and self._is_remote else 0.0)
+        while True:
+            self._raises = time.monotonic() >= until
+            is_whole = self._fold_and_commit(is_open=False)
+            if is_whole or self._raises or any(work.is_stalled for work in self.works.values()):
+                return
+            self._turn()
 
     def stop(self, within_s: float) -> None:
         """Drain: hand out nothing more and end when what runs has ended, in `within_s` seconds at most."""
@@ -141,10 +159,10 @@ class Poller:
             return False
         self._consumer.leave()
         works = list(self.works.values())
-        handed_back = self._dispatch.take_unbegun(works) + _take_parked(works)
+        handed_back = self._dispatch.take_unbegun(works) + take_parked(works)
         if handed_back:
             _log.info("%d invocations that had not begun are left to others", len(handed_back))
-        _discard(handed_back)
+        discard(handed_back)
         self._fold()
         unfinished = sum(work.handed_out for work in self.works.values())
         if unfinished and time.monotonic() >= self._stop_by:
@@ -193,10 +211,11 @@ class Poller:
     def _take_changes(self, polled: Polled, now: float) -> None:
         if polled.assigned or polled.revoking or polled.lost:
             self._metrics.rebalances.labels(self._group).inc()
+        ends = Ends(self._reader)
         for tp, committed in polled.assigned.items():
             lost = self._lost.pop(tp, None)
             is_ours = lost is not None and lost.has_stored(committed)  # nobody has had it since, and nobody has died
-            self.works[tp] = lost.anew() if lost is not None and is_ours else self._take_up(tp, committed)
+            self.works[tp] = lost.anew() if lost is not None and is_ours else self._take_up(tp, committed, ends)
         if polled.assigned:
             self._share.recount()
             for tp in polled.assigned:
@@ -205,7 +224,7 @@ class Poller:
         for tp in polled.lost:
             self._lost[tp] = work = self.works.pop(tp)
             self._throttle.forget(tp)
-            _discard(self._dispatch.take_back([work]) + _take_parked([work]))
+            discard(self._dispatch.take_back([work]) + take_parked([work]))
         for tp in polled.revoking:
             self.works[tp].handover_at = now + HANDOVER_S
             self.works[tp].parked += self._dispatch.take_unbegun([self.works[tp]])  # it may be asked for again
@@ -224,10 +243,10 @@ class Poller:
                 *(tp, count, self._group),
             )
 
-    def _take_up(self, tp: TopicPartition, committed: Committed) -> Work:
+    def _take_up(self, tp: TopicPartition, committed: Committed, ends: Ends) -> Work:
         try:
             standing, encoded = Standing.decode(committed.offset, committed.metadata)
-            work = Work(tp, Progress.decode(committed.offset, encoded), clipped(standing, self._reader, tp))
+            work = Work(tp, Progress.decode(committed.offset, encoded), ends.clipped(standing, tp))
         except ValueError as error:
             _log.error(
                 "%s: what group %s committed beside offset %d can't be read (%s); what is finished above it runs again",
@@ -256,7 +275,7 @@ class Poller:
                 work.handover_at = None
                 _log.info("%s is kept for now: %d invocations of it are unfinished", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])
-                self._dispatch.add(_take_parked([work]))
+                self._dispatch.add(take_parked([work]))
         if given_up:
             _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
 
@@ -333,11 +352,11 @@ class Poller:
 
     # -- outcomes out
 
-    def _fold_and_commit(self, *, is_open: bool = True) -> None:
+    def _fold_and_commit(self, *, is_open: bool = True) -> bool:
         self._take_up_ended()
         for work in self.works.values():
             work.set_limit()
-        self._commit(self.works.values(), is_open=is_open)
+        return self._commit(self.works.values(), is_open=is_open)
 
     def _take_up_ended(self) -> None:
         self._settler.settle(self.feed.failures)
@@ -363,7 +382,7 @@ class Poller:
         try:
             missed = self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
         except (StorageFull, BrokerUnavailable) as error:
-            if isinstance(error, BrokerUnavailable) and (self._stop_by is not None or self._stop_now.is_set()):
+            if self._raises and isinstance(error, BrokerUnavailable):
                 raise
             level = logging.ERROR if isinstance(error, StorageFull) else logging.WARNING
             _log.log(level, "can't commit the progress of group %s yet: %s", self._group, error)
@@ -379,20 +398,3 @@ def _bytes_of(records: Sequence[Record]) -> int:
     """About how large they are: of many, which are small since a fetch is bounded, a few dozen are looked at."""
     some = records[:: 1 + len(records) // 32]
     return sum([len(record[3] or b"") for record in some]) * len(records) // max(1, len(some))
-
-
-def _take_parked(works: Iterable[Work]) -> list[Item]:
-    taken: list[Item] = []
-    for work in works:
-        taken += work.parked
-        work.parked = []
-    return taken
-
-
-def _discard(items: Iterable[Item]) -> None:
-    """Forget these. They stay unfinished, so they are delivered again."""
-    for item in items:
-        place = item[3]
-        place.discard(item[2].offset)
-        if isinstance(place, Ticket):
-            place.forget()

@@ -18,11 +18,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-from taskq.broker.port import Committed, Reader, Record, TopicPartition
+from taskq.broker.port import Committed, Record, TopicPartition
 from taskq.decorators import Task
-from taskq.errors import BrokerUnavailable
 from taskq.message import Envelope
 from taskq.metrics import Metrics
 from taskq.topics import RETRY
@@ -387,14 +386,3 @@ class Feed:
         self.failures.append(Ended(place, record, job.task.name, failure, item))
         if failure.delay_s is not None or failure.outcome == REDELIVERED:
             self.wake()
-
-
-def clipped(standing: Standing, reader: Reader, tp: TopicPartition) -> Standing:
-    """Of a partition just taken over: what has not been there yet can't have been started."""
-    if not standing.limit:
-        return standing
-    try:
-        return evolve(standing, limit=min(standing.limit, reader.bounds(tp).end))
-    except BrokerUnavailable as error:  # then more than need be is taken up with care
-        _log.warning("the end of %s is not known: %s", tp, error)
-        return standing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -9,10 +10,14 @@ import pytest
 from taskq.broker.kafka import KafkaBroker
 from taskq.broker.kafka.consumer import KafkaConsumer
 from taskq.broker.kafka.members import SHARES_MAX, shares
+from taskq.broker.port import Committed, TopicPartition
 from tests.conformance.members import Member, settle
 from tests.kafka.cluster import Cluster
 from tests.kafka.urls import url
 from tests.processes import wait_until
+
+SESSION_S = 6
+"""Of members, in the newer protocol as the cluster has it."""
 
 
 def just_close(consumer: KafkaConsumer) -> None:
@@ -46,6 +51,40 @@ def test_who_has_closed_is_no_member_any_more(
             assert not broker.admin().describe_group("feed").members
     finally:
         broker.close()
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_who_leaves_is_a_member_until_what_runs_has_ended(empty: Cluster, protocol: str) -> None:
+    """Longer than a session: what is finished meanwhile is stored, and nobody runs it again."""
+    sessions = {} if protocol == "consumer" else {"session.timeout.ms": str(SESSION_S * 1000)}
+    settings = {"group.protocol": protocol, **sessions}
+    tp = TopicPartition("feed", 0)
+    broker, other = KafkaBroker(url(empty, settings)), KafkaBroker(url(empty, settings))
+    try:
+        broker.admin().create_topic("feed", 1)
+        leaving = broker.consumer("feed", ["feed"])
+        wait_until(lambda: leaving.poll(0.1).assigned, "it has the partition")
+        leaving.leave()
+        wait_until(lambda: leaving.poll(0.1).revoking, "it is asked for")
+        staying = other.consumer("feed", ["feed"])
+        until, number = time.monotonic() + 1.5 * SESSION_S, 0
+        while time.monotonic() < until:
+            number += 1
+            assert not leaving.poll(0.1).lost
+            assert not staying.poll(0.1).assigned
+            assert leaving.commit({tp: Committed(number)}) == frozenset()
+        leaving.release([tp])
+        found: dict[TopicPartition, Committed] = {}
+
+        def has_it() -> bool:
+            found.update(staying.poll(0.1).assigned)
+            return bool(found)
+
+        wait_until(has_it, "the other has it")
+        assert found == {tp: Committed(number)}
+    finally:
+        broker.close()
+        other.close()
 
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])

@@ -17,7 +17,7 @@ import pytest
 from taskq import TaskQ
 from taskq.broker.port import Committed, Polled, TopicPartition
 from taskq.config import load_settings
-from taskq.errors import CorruptLog, StorageFull
+from taskq.errors import BrokerUnavailable, CorruptLog, StorageFull
 from taskq.worker import Worker, WorkerOptions
 from taskq.worker.executors.async_ import AsyncCrew
 from taskq.worker.executors.threads import ThreadCrew
@@ -282,3 +282,35 @@ def test_a_worker_that_can_not_be_started_is_tried_again(monkeypatch: pytest.Mon
     supervisor = Supervisor(command, 1)
     assert supervisor.run() == 0
     assert tried == [0, 0, 0]
+
+
+@pytest.mark.parametrize("times", [1, 8])
+def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can(
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """On Kafka a commit may have to wait until something else is given up, which whoever waits for it could not do."""
+    gate = threading.Event()
+
+    @app.task
+    def slow() -> None:
+        assert gate.wait(WAIT_S)
+
+    refused = [0]
+    with working(app) as worker:
+        slow.delay()
+        wait_until(lambda: worker._running(), "it runs")
+        poller = worker._poller
+        monkeypatch.setattr(poller, "_is_remote", True)
+        commit = poller._consumer.commit
+
+        def commits(progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
+            if poller._stop_by is not None and refused[0] < times:
+                refused[0] += 1
+                raise BrokerUnavailable("others join")
+            return commit(progress)
+
+        monkeypatch.setattr(poller._consumer, "commit", commits)
+        threading.Timer(0.2, gate.set).start()  # when it drains
+    assert refused == [times]
+    committed = app.broker.admin().describe_group("default").committed
+    assert sum(one.offset for one in committed.values()) == 1

@@ -16,7 +16,7 @@ from taskq.broker.kafka.fetcher import Fetcher
 from taskq.broker.kafka.lookup import Lookup
 from taskq.broker.kafka.member import offsets_of
 from taskq.broker.kafka.members import Members
-from taskq.broker.kafka.remakes import Remakes
+from taskq.broker.kafka.remakes import ID_LENGTH, Remakes, id_of
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import purges
 from taskq.broker.limits import check_progress
@@ -37,6 +37,10 @@ class _Held:
 
     is_paused: bool = False
     is_revoking: bool = False
+    topic_id: str | None = None
+    """Of the topic as it was when this became ours, if the brokers give topics ids."""
+    is_new: bool = False
+    """Whether the group had committed nothing: what is not there any more was never meant for it."""
     keep_until: float | None = None
     """If the group has asked for it, and it was kept: until when (monotonic)."""
 
@@ -121,7 +125,7 @@ class KafkaConsumer:
             check_progress(tp, committed)
         with self._changed:
             ours = {
-                tp: (committed.offset, b64encode(committed.metadata).decode())
+                tp: (committed.offset, as_text(committed.metadata, self._held[tp].topic_id))
                 for tp, committed in progress.items()
                 if tp in self._held and tp not in self._news.lost
             }
@@ -212,21 +216,36 @@ class KafkaConsumer:
     def on_assigned(self, committed: Sequence[KafkaPartition], *, is_last: bool) -> None:
         found: dict[TopicPartition, Committed] = {}
         new: dict[str, list[TopicPartition]] = {}
+        ids: dict[str, str | None] = {}
+        for topic in {one.topic for one in committed}:
+            try:
+                ids[topic] = id_of(self._topics.find(topic))
+                self._remakes.learn(topic, ids[topic])
+            except TopicNotFound:  # deleted, or the broker that was asked has not heard of it yet
+                if not is_last:
+                    raise
         for one in committed:
             tp = TopicPartition(one.topic, one.partition)
-            if one.offset < 0:
-                new.setdefault(one.topic, []).append(tp)
-            else:
+            if tp.topic not in ids:
+                continue
+            said = topic_id_of(one)
+            if one.offset >= 0 and (said is None or said == ids[tp.topic]):
                 found[tp] = Committed(one.offset, metadata_of(one))
+            else:
+                new.setdefault(tp.topic, []).append(tp)
+                if one.offset >= 0:
+                    log.warning("what is committed of %s is of a topic that was deleted: it is read from its start", tp)
         for tps in new.values():
             try:
-                found.update({tp: Committed(bounds.start) for tp, bounds in self._lookup.all_bounds(tps).items()})
-            except TopicNotFound:  # deleted, or the broker that was asked has not heard of it yet
+                found.update({tp: Committed(start) for tp, start in self._lookup.starts(tps).items()})
+            except TopicNotFound:
                 if not is_last:
                     raise
         with self._changed:
             for tp, one_committed in found.items():
                 self._begin(tp, one_committed)
+                self._held[tp].is_new = tp in new.get(tp.topic, ())
+                self._held[tp].topic_id = ids[tp.topic]
             self._changed.notify_all()
 
     def _begin(self, tp: TopicPartition, committed: Committed, *, is_revoking: bool = False) -> None:
@@ -304,7 +323,9 @@ class KafkaConsumer:
         with self._changed:
             if tp not in self._held:
                 return
-            if self._is_strict and position < bounds.start:
+            if self._held[tp].is_new and not position:
+                self._begin_anew(tp, bounds.start)
+            elif self._is_strict and position < bounds.start:
                 text = f"{tp}: offset {position} is due; the log begins at {bounds.start}"
                 self._stop_reading(tp, OffsetOutOfRange(text))
             elif position < bounds.start:
@@ -316,9 +337,11 @@ class KafkaConsumer:
 
     def _begin_anew(self, tp: TopicPartition, start: int) -> None:
         """It is another log than it was. With the condition held."""
-        is_revoking = self._held[tp].is_revoking
+        before = self._held[tp]
         self._end(tp)
-        self._begin(tp, Committed(start), is_revoking=is_revoking)
+        self._begin(tp, Committed(start), is_revoking=before.is_revoking)
+        self._held[tp].keep_until = before.keep_until
+        self._held[tp].topic_id = self._remakes.id_of(tp.topic)
 
     def _stop_reading(self, tp: TopicPartition, error: BrokerError) -> None:
         with self._changed:
@@ -339,10 +362,26 @@ class KafkaConsumer:
             self._lookup.purge(below)
 
 
+def as_text(metadata: bytes, topic_id: str | None) -> str:
+    """What to commit beside an offset: metadata as base64, and which topic it is of."""
+    text = b64encode(metadata).decode()
+    return text if topic_id is None else f"{text}.{topic_id}"
+
+
 def metadata_of(committed: KafkaPartition) -> bytes:
     """What was committed beside the offset. What other programs may have written there is told as it is."""
-    text = committed.metadata or ""
+    return _parted(committed.metadata or "")[0]
+
+
+def topic_id_of(committed: KafkaPartition) -> str | None:
+    """Of the topic that this was committed of, if it says so."""
+    return _parted(committed.metadata or "")[1]
+
+
+def _parted(text: str) -> tuple[bytes, str | None]:
+    """What `as_text` was given."""
+    head, _, topic_id = text.partition(".")
     try:
-        return b64decode(text, validate=True)
+        return b64decode(head, validate=True), topic_id if len(topic_id) == ID_LENGTH else None
     except ValueError:
-        return text.encode()
+        return text.encode(), None

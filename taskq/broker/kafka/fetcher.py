@@ -65,6 +65,8 @@ class _Ahead:
     """What is to be read next is not there."""
     seek_at: float = 0.0
     """If so: when (monotonic) to ask where to go on."""
+    error: BrokerError | None = None
+    """Why it can't be read further, to be told once all before it is taken."""
 
 
 class Fetcher:
@@ -176,10 +178,10 @@ class Fetcher:
         last_topic = last_partition = None
         records: list[Record] = []
         add = records.append
+        errors: list[KafkaMessage] = []
         for message in messages:
-            error = message.error()
-            if error is not None:
-                self._hear(error, message)
+            if message.error() is not None:
+                errors.append(message)
                 continue
             topic, partition = message.topic(), message.partition()
             if partition != last_partition or topic != last_topic:
@@ -197,7 +199,10 @@ class Fetcher:
                 ahead.sizes.append(size)
                 ahead.size_bytes += size
                 ahead.position = batch[-1].offset + 1
+                ahead.error = None  # librdkafka has got over it
             self._changed.notify_all()
+        for message in errors:
+            self._hear(message)
 
     def _seek(self, tp: TopicPartition, position: int) -> None:
         """Have it found out where to read on. While nobody can say that, it stands still."""
@@ -212,8 +217,9 @@ class Fetcher:
                     self._ahead[tp].is_out_of_range = True
                     self._ahead[tp].seek_at = time.monotonic() + SEEK_AGAIN_S
 
-    def _hear(self, error: KafkaError, message: KafkaMessage) -> None:
-        topic, partition = message.topic(), message.partition()
+    def _hear(self, message: KafkaMessage) -> None:
+        error, topic, partition = message.error(), message.topic(), message.partition()
+        assert error is not None
         tp = TopicPartition(topic, partition) if topic is not None and partition is not None else None
         ahead = self._ahead.get(tp) if tp is not None else None
         told = self._conf.meaning(error, f"reading {tp or 'anything'}")
@@ -227,12 +233,12 @@ class Fetcher:
         elif tp is None or isinstance(told, NotAuthorized) or error.fatal():
             raise told
         elif ahead is not None and ahead.is_read:
-            self._failed(tp, as_broker_error(told))
+            ahead.error = as_broker_error(told)
 
     def _balance(self) -> None:
         """Pause what nobody takes from, and resume it when it is half empty."""
         most = max(PARTITION_BYTES_MIN, AHEAD_BYTES_MAX // max(1, len(self._ahead)))
-        full, low, gone = [], [], []
+        full, low, gone, failed = [], [], [], []
         now = time.monotonic()
         with self._changed:
             for tp, ahead in self._ahead.items():
@@ -242,9 +248,15 @@ class Fetcher:
                 elif ahead.is_paused and ahead.size_bytes < most // 2:
                     ahead.is_paused = False
                     low.append(KafkaPartition(tp.topic, tp.partition))
-                if ahead.is_out_of_range and not ahead.batches and now >= ahead.seek_at:  # all before it is taken
+                if ahead.batches:  # what comes after it has time
+                    continue
+                if ahead.is_out_of_range and now >= ahead.seek_at:
                     ahead.is_out_of_range = False
                     gone.append((tp, ahead.position))
+                elif ahead.error is not None:
+                    failed.append((tp, ahead.error))
+        for tp, error in failed:
+            self._failed(tp, error)
         for tp, position in gone:
             self._seek(tp, position)
         if full:

@@ -36,6 +36,7 @@ class KafkaFollower:
     """See `taskq.broker.port.Follower`."""
 
     def __init__(self, lookup: Lookup, tp: TopicPartition) -> None:
+        self._lookup = lookup
         self._conf = lookup.conf
         self._remakes = Remakes(lookup.client)
         self._tp = tp
@@ -51,6 +52,7 @@ class KafkaFollower:
         leave(self._client)
         self._lock = threading.Lock()
         self._client = None
+        self._remakes = Remakes(self._lookup.client)
         self._is_assigned = self._has_been_at_the_end = False
 
     def read(self, timeout: float) -> list[Record]:

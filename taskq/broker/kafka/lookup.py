@@ -51,6 +51,16 @@ class Lookup:
         starts, ends = self._offsets(dict.fromkeys(tps, _EARLIEST), dict.fromkeys(tps, _LATEST))
         return {tp: PartitionBounds(starts[tp], ends[tp]) for tp in tps}
 
+    def starts(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where these of one topic begin. Of those without a leader nobody knows: 0. TopicNotFound if one is not there.
+
+        They are not waited for, so that all others can be read."""
+        led = self.topics.led(tps[0].topic)
+        if any(tp.partition not in led for tp in tps):
+            raise TopicNotFound(f"there is not all of {', '.join(map(str, tps))} on {self.conf.shown}")
+        (found,) = self._offsets({tp: _EARLIEST for tp in tps if led[tp.partition]})
+        return {tp: found.get(tp, 0) for tp in tps}
+
     def offset_for(self, tp: TopicPartition, timestamp_ms: int) -> int:
         """The earliest offset whose record is not older; the end if there is none."""
         (found,) = self._offsets({tp: OffsetSpec.for_timestamp(max(0, timestamp_ms))})
@@ -67,6 +77,7 @@ class Lookup:
         move, and brokers that have just begun load first what they know of groups."""
         deadline = time.monotonic() + self.conf.patience_s
         while True:
+            self.client()  # what is closed says so at once
             try:
                 return ask()
             except BrokerUnavailable:

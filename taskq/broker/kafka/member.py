@@ -108,6 +108,8 @@ class Member:
         self._news = threading.Condition()
         self._commits: deque[Commit] = deque()
         self._leaves = False
+        self._is_leaving = False
+        """And will be gone once nothing is held."""
         self._is_closed = False
         self._has_joined = False
         self._stats = stats
@@ -214,6 +216,9 @@ class Member:
             leaves, self._leaves = self._leaves, False
         self._store()
         if leaves:
+            self._begin_leaving()
+        if self._is_leaving and not self._owner.holds(_ours(self._client.assignment())):
+            self._is_leaving = False
             self._client.unsubscribe()
         self._owner.look_around()
         if not self._owner.is_alive():
@@ -224,6 +229,15 @@ class Member:
             self._hear(error)
         if not self.id:
             self.id = self._client.memberid() or ""
+
+    def _begin_leaving(self) -> None:
+        """Say at once that we leave, and have what is held waited for by `_revoke`. In the newer protocol the client
+        would send no heartbeat from then on: there we are a member until nothing is held, and take nothing more."""
+        if self._conf.is_classic:
+            self._client.unsubscribe()
+        elif not self._is_leaving:
+            self._is_leaving = True
+            self._owner.on_asked(_ours(self._client.assignment()))
 
     def _rest(self) -> None:
         """Wait for news, but not when a commit is due. With the condition held."""
@@ -293,7 +307,7 @@ class Member:
         self._has_joined = True
         ours = [KafkaPartition(one.topic, one.partition, OFFSET_END) for one in partitions]
         missing_until = time.monotonic() + SPREAD_S
-        while partitions and not self._is_closed:
+        while partitions and not self._is_closed and not self._is_leaving:
             try:
                 committed = client.committed(partitions, timeout=self._conf.patience_s)
                 self._owner.on_assigned(committed, is_last=time.monotonic() > missing_until)

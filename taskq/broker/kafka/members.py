@@ -45,7 +45,6 @@ class Members:
 
     def __init__(self, conf: Conf, group: str, topics: Sequence[str], owner: Owner, stats: Stats) -> None:
         divided = shares(topics) if conf.is_classic else [tuple(topics)]
-        self._is_leaving = False
         self._members: list[Member] = []
         self._of: dict[str, Member] = {}
         try:
@@ -72,7 +71,7 @@ class Members:
         One of several is not waited for long. A member that joins anew, as all do when somebody comes or goes, hears
         nothing else until all have; and all may wait for another one of ours, whose owner stands here.
         """
-        wait_s = COMMIT_S if len(self._members) == 1 or self._is_leaving else SHARED_COMMIT_S
+        wait_s = COMMIT_S if len(self._members) == 1 else SHARED_COMMIT_S
         until = time.monotonic() + wait_s + COMMIT_LATE_S
         parts: dict[Member, list[KafkaPartition]] = {}
         for one in offsets:
@@ -90,7 +89,6 @@ class Members:
         return missed
 
     def leave(self) -> None:
-        self._is_leaving = True
         for member in self._members:
             member.leave()
 

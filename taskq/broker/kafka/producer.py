@@ -117,6 +117,8 @@ class Outbox:
             except KafkaException as error:  # it can do no more
                 self._give_up(client, error)
                 return
+            except Exception:  # of what it calls; who waits for a report must get it all the same
+                log.exception("what %s has told could not be taken", self._conf.shown)
             with self._wanted:
                 if not self._unreported and not self._is_closed:
                     self._wanted.wait(IDLE_S)

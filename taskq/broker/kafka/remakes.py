@@ -1,7 +1,8 @@
 """Notices topics that were deleted and made anew.
 
 Whoever reads one goes on at the offset where it was, in another log, and what comes before that in it would be lost.
-Brokers give every topic an id of its own (since Kafka 2.8), so that is asked for now and then, without waiting.
+Brokers give every topic an id of its own (since Kafka 2.8), so that is asked for now and then, without waiting. It is
+committed beside what was finished, too: an offset of a topic that is no more means nothing in the one of that name.
 """
 
 # What the client's documentation imports from confluent_kafka.admin is not re-exported as type checkers want it.
@@ -16,11 +17,23 @@ from typing import Final
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
+ID_LENGTH: Final = 22
+
 LOOK_S: Final = 60.0
 """How often to ask. While a broker is away, librdkafka takes a processor for each question to it, for seconds."""
 
 SOON_S: Final = 10.0
 """How soon to ask for the id of a topic of which none is known."""
+
+
+_NONE: Final = "A" * ID_LENGTH
+"""Said by brokers that give topics no ids."""
+
+
+def id_of(topic: TopicDescription) -> str | None:
+    """As text: two of the same are not equal by themselves. None if the brokers give it none."""
+    ident = str(topic.topic_id)
+    return None if ident == _NONE else ident
 
 
 class Remakes:
@@ -48,6 +61,16 @@ class Remakes:
         finally:
             self._lock.release()
 
+    def learn(self, topic: str, ident: str | None) -> None:
+        """Somebody has just asked. If it is another than before, `look` is what tells, soon."""
+        with self._lock:
+            if ident is not None and self._ids.setdefault(topic, ident) != ident:
+                self._asked_at = -LOOK_S
+
+    def id_of(self, topic: str) -> str | None:
+        """As far as it is known."""
+        return self._ids.get(topic)
+
     def _knows(self, topics: Collection[str]) -> bool:
         return all(topic in self._ids for topic in topics)
 
@@ -56,7 +79,9 @@ class Remakes:
         for topic, future in self._asked.items():
             if future.exception() is not None:  # deleted, or brokers are away
                 continue
-            ident = str(future.result().topic_id)  # two of the same are not equal by themselves
+            ident = id_of(future.result())
+            if ident is None:
+                continue
             before = self._ids.get(topic)
             if before is not None and before != ident:
                 changed.append(topic)

@@ -4,7 +4,6 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -15,7 +14,6 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 
 from taskq.broker.kafka.conf import ENVELOPE_BYTES_MAX, Conf
 from taskq.broker.kafka.errors import UNKNOWN_TOPIC, code_of
-from taskq.broker.kafka.forks import watch
 from taskq.broker.limits import check_partitions
 from taskq.broker.port import MESSAGE_BYTES_MAX
 from taskq.config import check_topic, did_you_mean
@@ -69,26 +67,18 @@ class Topics:
         """Seen, or made."""
         self._new: dict[str, float] = {}
         """Made here: until when (monotonic) a broker may not have heard of it."""
-        self._lock = threading.Lock()
-        watch(self)
-
-    def begin_anew(self) -> None:
-        """See `Forkable`."""
-        self._lock = threading.Lock()
 
     def ensure(self, topic: str) -> None:
         """Create it if it is not there."""
         if topic in self._there:
             return
         check_topic(topic)
-        with self._lock:
-            if topic not in self._there:
-                if self.look(topic) is None:
-                    config = self._configured.get(topic) or TopicConfig()
-                    own = own_config(topic)
-                    partitions = config.partitions or own.partitions or self._partitions_default
-                    self.create(topic, partitions, config.replication, {**own.settings, **config.settings})
-                self._there.add(topic)
+        if self.look(topic) is None:  # others may find the same meanwhile: one is quicker
+            config = self._configured.get(topic) or TopicConfig()
+            own = own_config(topic)
+            partitions = config.partitions or own.partitions or self._partitions_default
+            self.create(topic, partitions, config.replication, {**own.settings, **config.settings})
+        self._there.add(topic)
 
     def forget(self, topic: str) -> None:
         """It may have been deleted."""
@@ -118,6 +108,10 @@ class Topics:
         if found is None:
             raise self.missing(topic)
         return found
+
+    def led(self, topic: str) -> dict[int, bool]:
+        """Its partitions, and whether they have a leader."""
+        return {one.id: _leader(one) >= 0 for one in self.find(topic).partitions}
 
     def missing(self, topic: str) -> TopicNotFound:
         return TopicNotFound(f"there is no topic {topic!r} on {self._conf.shown}{did_you_mean(topic, self.names())}")

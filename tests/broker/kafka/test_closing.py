@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -94,7 +95,14 @@ def test_what_looks_at_topics_of_a_closed_broker_opens_nothing_more(opened: Open
     broker = opened()
     admin, producer = broker.admin(), broker.producer()
     broker.close()
-    for use in (admin.topics, admin.groups, lambda: producer.send("single", b"x")):
+    began = time.monotonic()
+    for use in (
+        admin.topics,
+        admin.groups,
+        lambda: admin.describe_group("feed"),
+        lambda: producer.send("single", b"x"),
+    ):
         with pytest.raises(BrokerUnavailable, match=rf"{broker.url} has been closed"):
             use()
+    assert time.monotonic() - began < 2, "nobody is asked"
     assert broker._admin is None

@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka import KafkaBroker
+from taskq.broker.kafka import consumer as consumer_module
 from taskq.broker.kafka.consumer import KafkaConsumer
 from taskq.broker.port import Committed, Message, Polled, TopicPartition
 from taskq.errors import BrokerError, BrokerUnavailable, TaskqError
@@ -161,6 +162,65 @@ def test_a_log_that_is_another_is_still_asked_for(opened: Open) -> None:
     consumer._skip(SINGLE, 50)
     until(consumer, lambda polled: polled.lost)
     assert until(consumer, lambda polled: polled.assigned).revoking == {SINGLE}
+
+
+def test_a_log_that_is_another_is_asked_for_again_where_it_was_kept(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.broker.kafka.consumer.KEEP_S", 1.0)
+    consumer = consuming(opened())
+    consumer.on_asked([SINGLE])
+    until(consumer, lambda polled: polled.revoking)
+    consumer.keep([SINGLE])
+    consumer._skip(SINGLE, 50)
+    until(consumer, lambda polled: polled.assigned)
+    assert until(consumer, lambda polled: polled.revoking).revoking == {SINGLE}
+
+
+def test_what_was_committed_of_a_topic_that_was_deleted_means_nothing_in_the_new_one(opened: Open) -> None:
+    """Its owner goes on where it was, and leaves before it hears that it reads another."""
+    broker, other = opened(), opened()
+    consumer = consuming(broker, 5)
+    assert consumer.commit({SINGLE: Committed(5, b"meta")}) == frozenset()
+    broker.admin().delete_topic("single")
+    other.producer().send_many("single", [Message(b"new")] * 12)
+    assert consumer.commit({SINGLE: Committed(12)}) == frozenset()
+    assert other.admin().describe_group("feed").committed == {SINGLE: Committed(12)}
+    consumer.close()
+    again = other.consumer("feed", ["single"])
+    assert until(again, lambda polled: polled.assigned).assigned == {SINGLE: Committed(0)}
+    assert again.commit({SINGLE: Committed(3, b"meta")}) == frozenset()
+    again.close()
+    last = broker.consumer("feed", ["single"])
+    assert until(last, lambda polled: polled.assigned).assigned == {SINGLE: Committed(3, b"meta")}
+
+
+def test_what_others_have_committed_is_told_as_it_is() -> None:
+    for text, told in (
+        ("", (b"", None)),
+        ("eA==", (b"x", None)),
+        (consumer_module.as_text(b"x", "3P/1Fg7ORKW0r+ePDHSrZg"), (b"x", "3P/1Fg7ORKW0r+ePDHSrZg")),
+        (consumer_module.as_text(b"", "3P/1Fg7ORKW0r+ePDHSrZg"), (b"", "3P/1Fg7ORKW0r+ePDHSrZg")),
+        ("by hand.", (b"by hand.", None)),
+        ("no base64.3P/1Fg7ORKW0r+ePDHSrZg", (b"no base64.3P/1Fg7ORKW0r+ePDHSrZg", None)),
+    ):
+        assert consumer_module._parted(text) == told
+
+
+def test_partitions_without_a_leader_keep_no_others_waiting(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they begin is seen when somebody leads them: that the group had never been there is no loss."""
+    broker = opened({"double": TopicConfig(2)})
+    led, other = TopicPartition("double", 0), TopicPartition("double", 1)
+    broker.producer().send_many("double", [Message(b"x", b"%d" % number) for number in range(20)])
+    broker._lookup.purge({led: 2, other: 3})
+    wait_until(lambda: broker.reader().bounds(led).start == 2 and broker.reader().bounds(other).start == 3, "removed")
+    monkeypatch.setattr(broker._topics, "led", lambda _: {0: True, 1: False})
+    consumer = broker.consumer("feed", ["double"], offset_reset="error")
+    assert until(consumer, lambda polled: polled.assigned).assigned == {led: Committed(2), other: Committed(0)}
+    assert until(consumer, lambda polled: polled.lost).lost == {other}
+    assert until(consumer, lambda polled: polled.assigned).assigned == {other: Committed(3)}
+    polled = until(consumer, lambda polled: polled.fetched or polled.errors or polled.skipped)
+    assert (polled.errors, polled.skipped) == ({}, {})
 
 
 def test_a_topic_that_is_made_anew_is_read_from_its_start(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

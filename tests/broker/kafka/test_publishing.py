@@ -69,6 +69,17 @@ def delete_for(broker: KafkaBroker, topic: str, other: KafkaBroker) -> None:
     wait_until(lambda: client.list_topics(topic, WAIT_S).topics[topic].error is not None, "it has heard that")
 
 
+def test_who_publishes_to_new_topics_waits_for_nobody_else_while_brokers_are_away():
+    broker = KafkaBroker("kafka://127.0.0.1:1?socket.timeout.ms=2000&message.timeout.ms=2000")
+    producer = broker.producer()
+    began = time.monotonic()
+    senders = [Sender(lambda number=number: producer.send(f"topic-{number}", b"x")) for number in range(6)]  # type: ignore[misc]
+    errors = [sender.ended() for sender in senders]
+    assert time.monotonic() - began < 8, "not one after the other"
+    assert all(isinstance(error, BrokerUnavailable) for error in errors)
+    broker.close()
+
+
 def test_a_producer_connects_before_anything_is_published(opened: Open):
     """Brokers give it an id first, which takes half a second: not of the first person who waits for a page."""
     broker = opened()

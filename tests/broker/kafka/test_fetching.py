@@ -1,0 +1,85 @@
+"""What librdkafka brings, sorted: records, and errors among them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import frozen
+from confluent_kafka import KafkaError
+
+from taskq.broker.kafka.conf import Conf
+from taskq.broker.kafka.fetcher import Fetcher, _Ahead
+from taskq.broker.port import TopicPartition
+
+SINGLE = TopicPartition("single", 0)
+
+
+@frozen
+class Brought:
+    """A message of librdkafka's."""
+
+    number: int
+    code: int | None = None
+
+    def error(self) -> KafkaError | None:
+        return None if self.code is None else KafkaError(self.code)
+
+    def topic(self) -> str:
+        return "single"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self.number
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, 1
+
+    def key(self) -> None:
+        return None
+
+    def value(self) -> bytes:
+        return b"x"
+
+    def headers(self) -> None:
+        return None
+
+
+@contextmanager
+def fetching(failed: list[str]) -> Generator[Any]:
+    """One that reads nothing by itself."""
+
+    def fails(tp: TopicPartition, error: Exception) -> None:
+        failed.append(str(error))
+        fetcher.remove([tp])
+
+    fetcher = Fetcher(Conf(("127.0.0.1:1",), {}), threading.Condition(), lambda *_: None, fails)
+    fetcher.close()  # its thread: what that does is called here
+    fetcher._ahead[SINGLE] = _Ahead(0, is_read=True)
+    yield fetcher
+
+
+def test_what_came_before_damage_is_read_before_it_is_told() -> None:
+    failed: list[str] = []
+    with fetching(failed) as fetcher:
+        fetcher._sort([*map(Brought, range(100)), Brought(100, KafkaError._BAD_MSG)])
+        fetcher._balance()
+        assert not failed
+        assert len(fetcher.take(SINGLE, 1000)) == 100
+        fetcher._balance()
+        assert len(failed) == 1
+        assert "reading single/0" in failed[0]
+
+
+def test_what_librdkafka_gets_over_is_no_damage() -> None:
+    failed: list[str] = []
+    with fetching(failed) as fetcher:
+        fetcher._sort([Brought(0), Brought(1, KafkaError.UNKNOWN)])
+        fetcher._sort([Brought(1)])
+        assert len(fetcher.take(SINGLE, 1000)) == 2
+        fetcher._balance()
+        assert not failed

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from taskq.broker.port import Record
 from taskq.context import Cancelled, is_cancelled
 from taskq.options import PRIORITIES, parse_rate
 from taskq.worker.gates import Gate, Nowhere, OrderGate, Pause, RateGate, Ticket, WidthGate
@@ -335,3 +336,9 @@ def discard(items: Iterable[Item]) -> None:
         place.discard(item[2].offset)
         if isinstance(place, Ticket):
             place.forget()
+
+
+def bytes_of(records: Sequence[Record]) -> int:
+    """About how large they are: of many, which are small since a fetch is bounded, a few dozen are looked at."""
+    some = records[:: 1 + len(records) // 32]
+    return sum([len(record[3] or b"") for record in some]) * len(records) // max(1, len(some))

@@ -28,12 +28,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, Record, TopicPartition
+from taskq.broker.port import Broker, Committed, Consumer, Fetched, Polled, TopicPartition
 from taskq.context import look_for_cancelled_in
 from taskq.errors import BrokerUnavailable, StorageFull
 from taskq.metrics import Metrics
 from taskq.worker.cancels import Cancels
-from taskq.worker.dispatch import Dispatch, discard, give_gates, is_among, priorities_of, take_parked
+from taskq.worker.dispatch import Dispatch, bytes_of, discard, give_gates, is_among, priorities_of, take_parked
 from taskq.worker.ends import Ends
 from taskq.worker.gates import BatchGate, Nowhere, Ticket
 from taskq.worker.intake import Intake
@@ -47,6 +47,8 @@ from taskq.worker.work import Crew, Ended, Feed, Job, Limits, Work
 
 END_S = 60.0
 """How long to try to store what has ended before the worker ends, where the broker is another process."""
+
+END_TURN_S = 0.1
 
 HANDOVER_S = 1.0
 """How long a partition that another member should have waits for what runs in it, before it is kept for a while."""
@@ -81,8 +83,6 @@ class Poller:
         self._share = Share(broker, group, topics)
         self._consumer = consumer
         self._is_remote = broker.is_remote
-        self._raises = False
-        """Whether it is an error that progress can't be stored: it was tried for the last time."""
         self.feed = Feed(max(1, limits.in_flight_max // 2), self._consumer.wakeup)
         all_jobs = {id(job): job for some in jobs.values() for job in some}.values()
         priorities = priorities_of(all_jobs)
@@ -136,11 +136,15 @@ class Poller:
         is_drained = not self._stop_now.is_set() and not any(work.handed_out for work in self.works.values())
         until = time.monotonic() + (END_S if is_drained and self._is_remote else 0.0)
         while True:
-            self._raises = time.monotonic() >= until
-            is_whole = self._fold_and_commit(is_open=False)
-            if is_whole or self._raises or any(work.is_stalled for work in self.works.values()):
-                return
-            self._turn()
+            try:
+                self._fold_and_commit(is_last=True)
+                break
+            except BrokerUnavailable as error:
+                if self._stop_now.is_set() or time.monotonic() >= until:
+                    raise
+                _log.warning("can't commit the progress of group %s yet: %s", self._group, error)
+            self._take_changes(self._consumer.poll(END_TURN_S), time.monotonic())
+            self._finish_handovers(time.monotonic())
 
     def stop(self, within_s: float) -> None:
         """Drain: hand out nothing more and end when what runs has ended, in `within_s` seconds at most."""
@@ -294,7 +298,7 @@ class Poller:
             if records[0].offset < work.progress.high:  # after a restart: some of these had been finished
                 records = [record for record in records if not work.progress.is_finished(record.offset)]
             work.handed_out += len(records)
-            work.handed_out_bytes += _bytes_of(records)
+            work.handed_out_bytes += bytes_of(records)
             items, failures, skipped, may_wait = self._intake.sort(work, records)
             self._dispatch.add(items, may_wait=may_wait)
             self.feed.failures.extend(failures)
@@ -352,11 +356,11 @@ class Poller:
 
     # -- outcomes out
 
-    def _fold_and_commit(self, *, is_open: bool = True) -> bool:
+    def _fold_and_commit(self, *, is_last: bool = False) -> None:
         self._take_up_ended()
         for work in self.works.values():
             work.set_limit()
-        return self._commit(self.works.values(), is_open=is_open)
+        self._commit(self.works.values(), is_open=not is_last, raises=is_last)
 
     def _take_up_ended(self) -> None:
         self._settler.settle(self.feed.failures)
@@ -368,11 +372,11 @@ class Poller:
         for job in self._intake.jobs:  # last: a run is told before its offset, so what was folded is counted
             job.count(self._clock_skew_s)
 
-    def _commit(self, works: Iterable[Work], *, is_open: bool = True) -> bool:
+    def _commit(self, works: Iterable[Work], *, is_open: bool = True, raises: bool = False) -> bool:
         """Store the progress of `works`. False: some of it could not be, so that is to be tried again."""
-        return self._store({work: work.state(is_open=is_open) for work in works})
+        return self._store({work: work.state(is_open=is_open) for work in works}, raises=raises)
 
-    def _store(self, wanted: Mapping[Work, tuple[int, bytes]]) -> bool:
+    def _store(self, wanted: Mapping[Work, tuple[int, bytes]], *, raises: bool = False) -> bool:
         # Too long to be stored only where two crews are far apart; the partition is stalled then.
         fitting = {work: state for work, state in wanted.items() if len(state[1]) <= _STATE_BYTES_MAX}
         is_whole = len(fitting) == len(wanted)
@@ -382,7 +386,7 @@ class Poller:
         try:
             missed = self._consumer.commit({work.tp: Committed(*state) for work, state in states.items()})
         except (StorageFull, BrokerUnavailable) as error:
-            if self._raises and isinstance(error, BrokerUnavailable):
+            if raises and isinstance(error, BrokerUnavailable):
                 raise
             level = logging.ERROR if isinstance(error, StorageFull) else logging.WARNING
             _log.log(level, "can't commit the progress of group %s yet: %s", self._group, error)
@@ -392,9 +396,3 @@ class Poller:
                 work.committed = state
         self._commits.inc()
         return is_whole and not missed
-
-
-def _bytes_of(records: Sequence[Record]) -> int:
-    """About how large they are: of many, which are small since a fetch is bounded, a few dozen are looked at."""
-    some = records[:: 1 + len(records) // 32]
-    return sum([len(record[3] or b"") for record in some]) * len(records) // max(1, len(some))

@@ -23,6 +23,7 @@ from taskq.worker.executors.async_ import AsyncCrew
 from taskq.worker.executors.threads import ThreadCrew
 from taskq.worker.progress import Progress
 from taskq.worker.retries import describe
+from taskq.worker.standing import Standing
 from taskq.worker.supervisor import Supervisor
 from taskq.worker.work import Feed, Work
 from tests.processes import WAIT_S, wait_until
@@ -284,11 +285,14 @@ def test_a_worker_that_can_not_be_started_is_tried_again(monkeypatch: pytest.Mon
     assert tried == [0, 0, 0]
 
 
+@pytest.mark.parametrize("runs", [True, False])
 @pytest.mark.parametrize("times", [1, 8])
 def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can(
-    app: TaskQ, monkeypatch: pytest.MonkeyPatch, times: int
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch, times: int, *, runs: bool
 ) -> None:
-    """On Kafka a commit may have to wait until something else is given up, which whoever waits for it could not do."""
+    """On Kafka a commit may have to wait until something else is given up, which whoever waits for it could not do.
+
+    Where nothing is to be committed, it is still to be told that nothing may be running any more."""
     gate = threading.Event()
 
     @app.task
@@ -299,6 +303,10 @@ def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can
     with working(app) as worker:
         slow.delay()
         wait_until(lambda: worker._running(), "it runs")
+        if not runs:
+            gate.set()
+            wait_finished(worker)
+            wait_until(lambda: all(work.is_committed for work in worker._poller.works.values()), "it is committed")
         poller = worker._poller
         monkeypatch.setattr(poller, "_is_remote", True)
         commit = poller._consumer.commit
@@ -314,3 +322,32 @@ def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can
     assert refused == [times]
     committed = app.broker.admin().describe_group("default").committed
     assert sum(one.offset for one in committed.values()) == 1
+    assert not any(Standing.decode(one.offset, one.metadata)[0].limit for one in committed.values())
+
+
+def test_a_worker_that_is_told_twice_to_stop_waits_for_no_broker_that_can_not_store(
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def nothing() -> None: ...
+
+    nothing.delay()
+    worker = Worker(app, WorkerOptions(group="default"))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    wait_finished(worker)
+    poller, refused = worker._poller, threading.Event()
+    monkeypatch.setattr(poller, "_is_remote", True)
+
+    def refuses(_: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
+        refused.set()
+        raise BrokerUnavailable("away")
+
+    monkeypatch.setattr(worker.ending, "at_once", lambda: None)
+    wait_until(lambda: all(work.is_committed for work in poller.works.values()), "it is committed")
+    monkeypatch.setattr(poller._consumer, "commit", refuses)
+    worker.stop()
+    assert refused.wait(WAIT_S)
+    worker.stop()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -224,12 +224,10 @@ class KafkaConsumer:
             except TopicNotFound:  # deleted, or the broker that was asked has not heard of it yet
                 if not is_last:
                     raise
+                ids[topic] = None
         for one in committed:
             tp = TopicPartition(one.topic, one.partition)
-            if tp.topic not in ids:
-                continue
-            said = topic_id_of(one)
-            if one.offset >= 0 and (said is None or said == ids[tp.topic]):
+            if one.offset >= 0 and (None in (said := topic_id_of(one), ids[tp.topic]) or said == ids[tp.topic]):
                 found[tp] = Committed(one.offset, metadata_of(one))
             else:
                 new.setdefault(tp.topic, []).append(tp)
@@ -302,7 +300,8 @@ class KafkaConsumer:
         for topic in self._remakes.look(time.monotonic(), topics):
             log.warning("topic %r has been deleted and made anew: it is read from its start", topic)
             with self._changed:
-                for tp in [tp for tp in self._held if tp.topic == topic]:
+                ident = self._remakes.id_of(topic)
+                for tp in [tp for tp, held in self._held.items() if tp.topic == topic and held.topic_id != ident]:
                     self._begin_anew(tp, 0)
                 self._changed.notify_all()
 

@@ -178,10 +178,11 @@ class Fetcher:
         last_topic = last_partition = None
         records: list[Record] = []
         add = records.append
-        errors: list[KafkaMessage] = []
         for message in messages:
             if message.error() is not None:
-                errors.append(message)
+                self._store(found)  # what came before it is worth no less
+                found, last_topic, last_partition = {}, None, None
+                self._hear(message)
                 continue
             topic, partition = message.topic(), message.partition()
             if partition != last_partition or topic != last_topic:
@@ -189,20 +190,20 @@ class Fetcher:
                 add = records.append
                 last_topic, last_partition = topic, partition
             add(record_of(message))
+        self._store(found)
+
+    def _store(self, found: dict[TopicPartition, list[Record]]) -> None:
         with self._changed:
             for tp, batch in found.items():
                 ahead = self._ahead.get(tp)
-                if ahead is None or not ahead.is_read:  # given up meanwhile
+                if ahead is None or not ahead.is_read or ahead.error is not None:  # given up, or what is after damage
                     continue
                 size = _size_of(batch)
                 ahead.batches.append(batch)
                 ahead.sizes.append(size)
                 ahead.size_bytes += size
                 ahead.position = batch[-1].offset + 1
-                ahead.error = None  # librdkafka has got over it
             self._changed.notify_all()
-        for message in errors:
-            self._hear(message)
 
     def _seek(self, tp: TopicPartition, position: int) -> None:
         """Have it found out where to read on. While nobody can say that, it stands still."""

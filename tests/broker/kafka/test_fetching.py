@@ -75,11 +75,21 @@ def test_what_came_before_damage_is_read_before_it_is_told() -> None:
         assert "reading single/0" in failed[0]
 
 
-def test_what_librdkafka_gets_over_is_no_damage() -> None:
+def test_what_comes_after_damage_is_not_read_as_if_there_were_none() -> None:
+    """librdkafka goes on behind it by itself: in the same breath, or the next."""
     failed: list[str] = []
     with fetching(failed) as fetcher:
-        fetcher._sort([Brought(0), Brought(1, KafkaError.UNKNOWN)])
-        fetcher._sort([Brought(1)])
-        assert len(fetcher.take(SINGLE, 1000)) == 2
+        fetcher._sort([Brought(0), Brought(1, KafkaError._BAD_MSG), Brought(5)])
+        fetcher._sort([Brought(6)])
+        assert [record.offset for record in fetcher.take(SINGLE, 1000)] == [0]
+        fetcher._balance()
+        assert len(failed) == 1
+
+
+def test_what_passes_is_no_damage() -> None:
+    failed: list[str] = []
+    with fetching(failed) as fetcher:
+        fetcher._sort([Brought(0), Brought(1, KafkaError.NOT_LEADER_FOR_PARTITION), Brought(1)])
+        assert [record.offset for record in fetcher.take(SINGLE, 1000)] == [0, 1]
         fetcher._balance()
         assert not failed

@@ -105,6 +105,8 @@ class KafkaBroker:
         for part in parts:
             part.close()
         self._outbox.close()
+        with self._lock:
+            self._admin = None  # likewise
         metrics.remove_source(self._stats.samples)
 
     def _keep(self, part: _Part) -> _Part:

@@ -152,6 +152,8 @@ class Outbox:
         if client is not None and thread is not None:
             self._finish(client)
             thread.join(self._conf.patience_s)
+        with self._wanted:
+            self._client = None  # its threads and files go with it, and not when garbage is collected
 
     def _finish(self, client: Client) -> None:
         """Wait until nobody waits. Who has asked for the client may only be about to send with it."""

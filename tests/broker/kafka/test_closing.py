@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,31 @@ def test_what_is_closed_is_kept_by_nobody(opened: Open):
         reader.close()
         del consumer, reader
     wait_until(lambda: gc.collect() >= 0 and not broker._parts, "they are gone")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_what_is_closed_has_no_files_open(opened: Open):
+    """Not even until garbage is collected, which workers do seldom."""
+    opened().producer().send("single", b"x")  # what the process itself opens once
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        broker = opened()
+        broker.producer().send("single", b"x")
+        reader, follower, consumer = (
+            broker.reader(),
+            broker.follower(SINGLE, print),
+            broker.consumer("feed", ["single"]),
+        )
+        assert reader.read(SINGLE, 0)
+        assert follower.read(0)
+        assert len(os.listdir("/proc/self/fd")) > before
+        broker.close()
+        del reader, follower, consumer
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "they are closed")
+    finally:
+        gc.enable()
 
 
 def test_what_nobody_has_closed_is_closed_with_the_broker(opened: Open):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -117,6 +118,7 @@ class Node:
     def pause(self) -> None:
         """SIGSTOP: its connections stay, and nobody answers."""
         self._signal(signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)  # until all its threads stand still
         self.is_paused = True
 
     def resume(self) -> None:

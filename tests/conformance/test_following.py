@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,6 @@ import pytest
 
 from taskq.broker.port import Admin, Broker, Follower, Message, Producer, TopicPartition
 from taskq.errors import BrokerUnavailable
-from tests.conformance.engines import Engine
 from tests.conformance.members import WAIT_S
 
 SINGLE = TopicPartition("single", 0)
@@ -51,19 +49,6 @@ def test_a_follower_of_an_empty_partition_says_so_at_once_and_brings_what_comes(
         producer.send("single", value)
         assert read_until(follower, bool) == [value]
     assert follower.read(0) == []
-
-
-def test_a_follower_that_waits_is_told_as_soon_as_something_comes(
-    engine: Engine, follower: Follower, producer: Producer, admin: Admin
-):
-    if not engine.is_remote:
-        pytest.skip("nobody waits where looking costs nothing")
-    admin.create_topic("single", 1)
-    assert follower.read(0) == []
-    publishing = threading.Timer(0.3, lambda: producer.send("single", b"came"))
-    publishing.start()
-    assert [record.value for record in follower.read(WAIT_S)] == [b"came"]
-    publishing.join()
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -106,7 +106,7 @@ class KafkaBroker:
             part.close()
         self._outbox.close()
         with self._lock:
-            self._admin = None  # likewise
+            self._admin = None  # its threads and files go with it
         metrics.remove_source(self._stats.samples)
 
     def _keep(self, part: _Part) -> _Part:

@@ -255,6 +255,18 @@ def test_a_topic_that_is_made_anew_is_followed_from_its_start(opened: Open, monk
     wait_until(lambda: has_read(new), "it begins at the start")
 
 
+def test_a_follower_that_waits_is_told_as_soon_as_something_comes(opened: Open) -> None:
+    broker = opened()
+    producer = broker.producer()
+    producer.send_many("single", [])
+    follower = broker.follower(SINGLE, print)
+    assert follower.read(0) == []
+    publishing = threading.Timer(0.3, lambda: producer.send("single", b"came"))
+    publishing.start()
+    assert [record.value for record in follower.read(WAIT_S)] == [b"came"]
+    publishing.join()
+
+
 def test_a_damaged_partition_stops_and_no_other(opened: Open) -> None:
     broker = opened({"double": TopicConfig(2)})
     broker.producer().send_many("double", [])

@@ -21,7 +21,7 @@ from tests.working import wait_finished, working
 
 
 def test_def_and_async_def_tasks_run_with_their_arguments(app: TaskQ, backend: str) -> None:
-    seen: list[object] = []
+    seen: list[tuple[object, ...]] = []
 
     @app.task
     def in_thread(a: int, b: str = "b", *more: float, flag: bool = False) -> None:
@@ -38,16 +38,12 @@ def test_def_and_async_def_tasks_run_with_their_arguments(app: TaskQ, backend: s
     on_loop.delay(ident, {"a", "b"})
     with working(app, backend) as worker:
         wait_finished(worker)
-    assert sorted(map(repr, seen)) == sorted(
-        map(
-            repr,
-            [
-                ("thread", 1, "b", (), False),
-                ("thread", 2, "x", (1.5, 2.5), True),
-                ("loop", ident, {"a", "b"}),
-            ],
-        )
-    )
+    seen.sort(key=lambda call: str(call[:2]))  # a set's own text tells its elements in any order
+    assert seen == [
+        ("loop", ident, {"a", "b"}),
+        ("thread", 1, "b", (), False),
+        ("thread", 2, "x", (1.5, 2.5), True),
+    ]
 
 
 def test_as_many_run_at_once_as_the_concurrency_says_and_no_more(app: TaskQ, backend: str) -> None:

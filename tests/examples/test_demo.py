@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,16 +18,21 @@ ROOT = Path(__file__).parents[2]
 EDGES = "id_1,id_2\n" + "".join(f"7,{other}\n" for other in range(100, 400))
 
 
-def demo(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The demo as a child process, whose temporary files go to `folder`."""
-    return subprocess.Popen(
+@contextmanager
+def demo(folder: Path, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    """The demo as a child process, whose temporary files go to `folder`. It ends with this, at the latest."""
+    with subprocess.Popen(
         [sys.executable, "-m", "examples.sns_feed.demo", *arguments],
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # which ends what it started, too
 
 
 def children(pid: int) -> list[int]:
@@ -41,6 +48,14 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture
+def interruptible() -> Generator[None]:
+    """Whoever runs the tests in the background of a shell ignores SIGINT, and so would a child."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def edges(tmp_path: Path) -> Path:
     path = tmp_path / "follows.csv"
     path.write_text(EDGES)
@@ -50,8 +65,8 @@ def edges(tmp_path: Path) -> Path:
 def test_once_it_shows_both_times_the_drain_and_exact_feeds_and_leaves_nothing(tmp_path: Path, edges: Path):
     folder = tmp_path / "temporary"
     folder.mkdir()
-    process = demo(folder, "--once", "--follows", str(edges), "--port", "0")
-    output, _ = process.communicate(timeout=50)
+    with demo(folder, "--once", "--follows", str(edges), "--port", "0") as process:
+        output, _ = process.communicate(timeout=50)
     assert process.returncode == 0, output
     assert "301 people, 600 follows" in output
     assert "Developer 7 posts twice to 300 followers" in output
@@ -61,17 +76,18 @@ def test_once_it_shows_both_times_the_drain_and_exact_feeds_and_leaves_nothing(t
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for child processes in /proc")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_it_stays_up_until_a_signal_and_then_leaves_no_process(tmp_path: Path, edges: Path, signum: signal.Signals):
-    process = demo(tmp_path, "--follows", str(edges), "--port", "0")
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    told = "".join(takewhile(lambda line: "Up until Ctrl-C" not in line, lines))
-    assert "/users/7   Developer 7" in told
-    assert "/backlog" in told
-    started = children(process.pid)
-    process.send_signal(signum)
-    output, _ = process.communicate(timeout=30)
+    with demo(tmp_path, "--follows", str(edges), "--port", "0") as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        told = "".join(takewhile(lambda line: "Up until Ctrl-C" not in line, lines))
+        assert "/users/7   Developer 7" in told
+        assert "/backlog" in told
+        started = children(process.pid)
+        process.send_signal(signum)
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert len(started) == 3
     assert not [pid for pid in started if alive(pid)]
@@ -85,8 +101,8 @@ def test_it_stays_up_until_a_signal_and_then_leaves_no_process(tmp_path: Path, e
     ],
 )
 def test_what_can_not_be_is_told(tmp_path: Path, arguments: list[str], code: int, told: str):
-    process = demo(tmp_path, "--once", *arguments)
-    output, _ = process.communicate(timeout=30)
+    with demo(tmp_path, "--once", *arguments) as process:
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == code
     assert told in output
     assert "Traceback" not in output
@@ -95,7 +111,7 @@ def test_what_can_not_be_is_told(tmp_path: Path, arguments: list[str], code: int
 def test_a_port_that_is_taken_is_told(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = demo(tmp_path, "--once", "--port", str(port))
-        output, _ = process.communicate(timeout=30)
+        with demo(tmp_path, "--once", "--port", str(port)) as process:
+            output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert f"demo: port {port}: Address already in use; --port 0 takes any free one" in output

@@ -20,9 +20,6 @@ from taskq.worker.work import Crew, Ended, Feed, Item, Job, Joint, Work, publish
 AHEAD_OF_RUNNERS = 64
 """How many wait in a crew's queue where there are priorities: whatever comes later waits behind them."""
 
-AHEAD_OF_PACED = 16
-"""How many others start before what a rate limit has let through: the rest of a crew's queue may be long."""
-
 
 def give_gates(
     jobs: Iterable[Job], once: Gate, share: Callable[[], float], priority_of: Mapping[str, str]
@@ -183,9 +180,9 @@ class Dispatch:
                 crew.submit(own)
 
     def _submit_paced(self, items: list[Item]) -> None:
-        """These are to start now, or soon: behind a few others, and at least as many as there are of them, so that
-        those have their turn too."""
-        at = max(AHEAD_OF_PACED, 2 * sum(gate.unstarted for gate in self._paces))
+        """These are to start now, or soon: behind at least as many others as there are of them, so that those have
+        their turn too, and not many more. While they wait, the rate is not reached."""
+        at = 2 * sum(gate.unstarted for gate in self._paces)
         for crew in self._crews if items else ():
             if own := [item for item in items if item[0].crew is crew]:
                 crew.submit(own, at)

@@ -93,6 +93,8 @@ class Mover:
         self._numbers = count()
         self._owed: list[_Move] = []
         """What could not be appended yet: there was no space."""
+        self._is_behind = False
+        """Whether what was moved is not committed yet."""
         self._stop = threading.Event()
         self.polled_at = 0.0
         """When the loop last came round (monotonic)."""
@@ -104,6 +106,7 @@ class Mover:
                 self._take(self._consumer.poll(self._timeout_s(), AHEAD_MAX))
                 self.polled_at = time.monotonic()
                 self.step(int(time.time() * 1000))
+            self._commit()
         finally:
             self._consumer.close()
             self._producer.close()
@@ -127,7 +130,7 @@ class Mover:
             self._owed = [*self._due(now_ms), *self._down(now_ms)]
         if self._owed:
             self._append(now_ms)
-            self._commit()
+        self._commit()
         self._pause_and_resume()
 
     # -- what comes and goes
@@ -141,9 +144,11 @@ class Mover:
                 progress = Progress(committed.offset)
             state = (progress.low, progress.encode())
             self._rungs[tp] = _Rung(tp, rung_s(tp.topic) * 1000, progress, state)
+        if polled.revoking:
+            self._commit()
         for tp in polled.lost | polled.revoking:
             self._forget(self._rungs.pop(tp))
-        if polled.revoking:  # all that was moved has been committed
+        if polled.revoking:
             self._consumer.release(list(polled.revoking))
         for tp, damage in polled.errors.items():
             _log.error("%s can't be read further: %s", tp, damage)
@@ -165,7 +170,7 @@ class Mover:
             next_ms = float("inf")
         if self._heap:
             next_ms = min(next_ms, self._heap[0][0])
-        return min(_IDLE_S, max(0.0, next_ms / 1000 - time.time()))
+        return min(_AGAIN_S if self._is_behind else _IDLE_S, max(0.0, next_ms / 1000 - time.time()))
 
     # -- moving
 
@@ -238,6 +243,9 @@ class Mover:
             state = (rung.progress.low, rung.progress.encode())
             if state != rung.committed and len(state[1]) <= ENCODED_BYTES_MAX:
                 states[rung] = state
+        self._is_behind = bool(states)
+        if not states:
+            return
         try:
             missed = self._consumer.commit({rung.tp: Committed(*state) for rung, state in states.items()})
         except (StorageFull, BrokerUnavailable) as error:
@@ -246,6 +254,7 @@ class Mover:
         for rung, state in states.items():
             if rung.tp not in missed:
                 rung.committed = state
+        self._is_behind = bool(missed)
 
     def _pause_and_resume(self) -> None:
         for rung in self._rungs.values():

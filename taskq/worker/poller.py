@@ -34,14 +34,14 @@ from taskq.errors import BrokerUnavailable, StorageFull
 from taskq.metrics import Metrics
 from taskq.worker.cancels import Cancels
 from taskq.worker.dispatch import Dispatch, bytes_of, discard, give_gates, is_among, priorities_of, take_parked
-from taskq.worker.ends import Ends
 from taskq.worker.gates import BatchGate, Nowhere, Ticket
 from taskq.worker.intake import Intake
-from taskq.worker.progress import ENCODED_BYTES_MAX, Progress
+from taskq.worker.progress import ENCODED_BYTES_MAX
 from taskq.worker.retries import Failure
 from taskq.worker.settle import Settler
 from taskq.worker.share import Share
-from taskq.worker.standing import MARKS_MAX, STANDING_BYTES_MAX, Standing
+from taskq.worker.standing import MARKS_MAX, STANDING_BYTES_MAX
+from taskq.worker.takeover import Takeover
 from taskq.worker.throttle import Throttle
 from taskq.worker.work import Crew, Ended, Feed, Job, Limits, Work
 
@@ -136,11 +136,14 @@ class Poller:
         is_drained = not self._stop_now.is_set() and not any(work.handed_out for work in self.works.values())
         until = time.monotonic() + (END_S if is_drained and self._is_remote else 0.0)
         while True:
+            is_over = self._stop_now.is_set() or time.monotonic() >= until
             try:
                 self._fold_and_commit(is_last=True)
-                break
+                if is_over or not any(map(_is_to_be_stored, self.works.values())):
+                    break
+                _log.info("what group %s has finished is not all stored yet", self._group)
             except BrokerUnavailable as error:
-                if self._stop_now.is_set() or time.monotonic() >= until:
+                if is_over:
                     raise
                 _log.warning("can't commit the progress of group %s yet: %s", self._group, error)
             self._take_changes(self._consumer.poll(END_TURN_S), time.monotonic())
@@ -215,11 +218,13 @@ class Poller:
     def _take_changes(self, polled: Polled, now: float) -> None:
         if polled.assigned or polled.revoking or polled.lost:
             self._metrics.rebalances.labels(self._group).inc()
-        ends = Ends(self._reader)
+        takeover = Takeover(self._reader)
         for tp, committed in polled.assigned.items():
             lost = self._lost.pop(tp, None)
             is_ours = lost is not None and lost.has_stored(committed)  # nobody has had it since, and nobody has died
-            self.works[tp] = lost.anew() if lost is not None and is_ours else self._take_up(tp, committed, ends)
+            self.works[tp] = (
+                lost.anew() if lost is not None and is_ours else takeover.take_up(self._group, tp, committed)
+            )
         if polled.assigned:
             self._share.recount()
             for tp in polled.assigned:
@@ -247,41 +252,27 @@ class Poller:
                 *(tp, count, self._group),
             )
 
-    def _take_up(self, tp: TopicPartition, committed: Committed, ends: Ends) -> Work:
-        try:
-            standing, encoded = Standing.decode(committed.offset, committed.metadata)
-            work = Work(tp, Progress.decode(committed.offset, encoded), ends.clipped(standing, tp))
-        except ValueError as error:
-            _log.error(
-                "%s: what group %s committed beside offset %d can't be read (%s); what is finished above it runs again",
-                *(tp, self._group, committed.offset, error),
-            )
-            return Work(tp, Progress(committed.offset))
-        if work.suspects_end:
-            _log.warning(
-                "%s: a worker of group %s died holding it; what it may have been running is taken up with care",
-                *(tp, self._group),
-            )
-        return work
-
     def _finish_handovers(self, now: float) -> None:
-        given_up = []
-        for work in list(self.works.values()):
-            if work.handover_at is None:
-                continue
+        asked = [work for work in self.works.values() if work.handover_at is not None]
+        for work in asked:
             work.fold()
-            if not work.runs and self._commit([work], is_open=False):
-                del self.works[work.tp]
-                self._throttle.forget(work.tp)
-                self._consumer.release([work.tp])
-                given_up.append(work.tp)
-            elif now >= work.handover_at and self._stop_by is None:
+        ended = [work for work in asked if not work.runs]
+        if ended:
+            self._commit(ended, is_open=False)
+        given_up = [work.tp for work in ended if work.committed == work.state(is_open=False)]
+        for tp in given_up:
+            del self.works[tp]
+            self._throttle.forget(tp)
+        if given_up:
+            self._consumer.release(given_up)
+            _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
+        for work in asked:
+            is_late = work.handover_at is not None and now >= work.handover_at
+            if is_late and self._stop_by is None and work.tp in self.works:
                 work.handover_at = None
                 _log.info("%s is kept for now: %d invocations of it are unfinished", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])
                 self._dispatch.add(take_parked([work]))
-        if given_up:
-            _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
 
     # -- records in
 
@@ -396,3 +387,9 @@ class Poller:
                 work.committed = state
         self._commits.inc()
         return is_whole and not missed
+
+
+def _is_to_be_stored(work: Work) -> bool:
+    """Whether something of it is not stored that can be."""
+    state = work.state(is_open=False)
+    return state != work.committed and len(state[1]) <= _STATE_BYTES_MAX

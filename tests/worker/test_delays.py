@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from taskq import TaskQ, current
-from taskq.broker.port import Broker, Message, Record, TopicPartition
+from taskq.broker.port import Broker, Message, Polled, Record, TopicPartition
 from taskq.errors import ConfigError, StorageFull
 from taskq.ladder import RUNGS_S, TOPICS, delayed, rung_s, topic_for
 from taskq.trip import DUE, TO, header
@@ -153,6 +153,40 @@ def test_a_full_disk_keeps_what_is_due_until_there_is_space(ladder: Ladder) -> N
     ladder.die()  # nothing was said to have been moved
     ladder.run_until(2)
     assert len(everything(ladder.broker, "target")) == 2
+
+
+def test_what_could_not_be_committed_is_soon_and_moves_once(ladder: Ladder) -> None:
+    ladder.publish(b"1", 10)
+    ladder.move()
+    ladder.now_ms += 20
+    with ladder.patch.context() as patch:
+        patch.setattr(ladder.mover._consumer, "commit", frozenset)  # nothing was stored of any
+        ladder.move()
+    assert set(ladder.fired) == {b"1"}
+    assert ladder.mover._timeout_s() == 1.0
+    ladder.now_ms += 1000
+    ladder.mover.step(ladder.now_ms)
+    ladder.die()
+    ladder.move()
+    ladder.move()
+    assert len(everything(ladder.broker, "target")) == 1
+
+
+def test_what_is_asked_for_is_committed_before_it_is_released(ladder: Ladder) -> None:
+    ladder.publish(b"1", 10)
+    ladder.move()
+    ladder.now_ms += 20
+    with ladder.patch.context() as patch:
+        patch.setattr(ladder.mover._consumer, "commit", frozenset)
+        ladder.move()
+    (moved,) = [rung for rung in ladder.mover._rungs.values() if rung.progress.low == 1]
+    consumer = ladder.mover._consumer
+    done: list[str] = []
+    with ladder.patch.context() as patch:
+        patch.setattr(consumer, "commit", lambda states: frozenset(filter(done.append, map(str, states))))
+        patch.setattr(consumer, "release", lambda tps: done.append(f"{tps[0]} is released"))
+        ladder.mover._take(Polled(revoking=frozenset({moved.tp})))
+    assert done == [str(moved.tp), f"{moved.tp} is released"]
 
 
 def test_what_is_no_delayed_invocation_becomes_a_dead_letter(ladder: Ladder) -> None:

@@ -287,8 +287,9 @@ def test_a_worker_that_can_not_be_started_is_tried_again(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("runs", [True, False])
 @pytest.mark.parametrize("times", [1, 8])
+@pytest.mark.parametrize("is_told", [True, False])
 def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can(
-    app: TaskQ, monkeypatch: pytest.MonkeyPatch, times: int, *, runs: bool
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch, times: int, *, runs: bool, is_told: bool
 ) -> None:
     """On Kafka a commit may have to wait until something else is given up, which whoever waits for it could not do.
 
@@ -299,7 +300,7 @@ def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can
     def slow() -> None:
         assert gate.wait(WAIT_S)
 
-    refused = [0]
+    refused, stored = [0], list[int]()
     with working(app) as worker:
         slow.delay()
         wait_until(lambda: worker._running(), "it runs")
@@ -314,12 +315,17 @@ def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can
         def commits(progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
             if poller._stop_by is not None and refused[0] < times:
                 refused[0] += 1
-                raise BrokerUnavailable("others join")
+                if is_told:
+                    raise BrokerUnavailable("others join")
+                return frozenset(progress)
+            stored.append(len(progress))
             return commit(progress)
 
+        stored.clear()
         monkeypatch.setattr(poller._consumer, "commit", commits)
         threading.Timer(0.2, gate.set).start()  # when it drains
     assert refused == [times]
+    assert len(stored) <= 4, "all partitions that can be given up at once are committed at once"
     committed = app.broker.admin().describe_group("default").committed
     assert sum(one.offset for one in committed.values()) == 1
     assert not any(Standing.decode(one.offset, one.metadata)[0].limit for one in committed.values())

@@ -143,6 +143,7 @@ class KafkaConsumer:
                     self._news.lost.discard(tp)
                     continue
                 self._held.pop(tp, None)
+                self._news.revoking.discard(tp)  # it may have been asked for once more
                 self._news.errors.pop(tp, None)
                 self._news.skipped.pop(tp, None)
                 self._fetcher.remove([tp])
@@ -236,9 +237,11 @@ class KafkaConsumer:
         for tps in new.values():
             try:
                 found.update({tp: Committed(start) for tp, start in self._lookup.starts(tps).items()})
-            except TopicNotFound:
+            except TopicNotFound as error:  # as above. What has been deleted the group takes away
                 if not is_last:
                     raise
+                log.warning("%s: read from 0, or from where it begins", error)
+                found.update(dict.fromkeys(tps, Committed(0)))
         with self._changed:
             for tp, one_committed in found.items():
                 self._begin(tp, one_committed)
@@ -320,7 +323,7 @@ class KafkaConsumer:
         """What is due is not there: go past what has been removed, or say that it has."""
         bounds = self._lookup.bounds(tp)
         with self._changed:
-            if tp not in self._held:
+            if tp not in self._held or not self._fetcher.is_out_of_range(tp, position):  # not what it was meanwhile
                 return
             if self._held[tp].is_new and not position:
                 self._begin_anew(tp, bounds.start)

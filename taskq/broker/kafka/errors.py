@@ -43,6 +43,7 @@ TRANSIENT: Final = frozenset(
         KafkaError.NETWORK_EXCEPTION,
         KafkaError.NOT_ENOUGH_REPLICAS,
         KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.ILLEGAL_GENERATION,  # of a commit that was overtaken by a rebalance; who is out is an unknown member
         KafkaError.STALE_MEMBER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.FENCED_LEADER_EPOCH,
@@ -67,7 +68,6 @@ TRANSIENT: Final = frozenset(
 
 NOT_OURS: Final = frozenset(
     {
-        KafkaError.ILLEGAL_GENERATION,
         KafkaError.UNKNOWN_MEMBER_ID,
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError.FENCED_MEMBER_EPOCH,

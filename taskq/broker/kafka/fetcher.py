@@ -62,7 +62,7 @@ class _Ahead:
     size_bytes: int = 0
     is_paused: bool = False
     is_out_of_range: bool = False
-    """What is to be read next is not there."""
+    """What is to be read next is not there: it is read anew from elsewhere, or no more."""
     seek_at: float = 0.0
     """If so: when (monotonic) to ask where to go on."""
     error: BrokerError | None = None
@@ -80,7 +80,7 @@ class Fetcher:
         failed: Callable[[TopicPartition, BrokerError], None],
     ) -> None:
         """Called, in this thread: `out_of_range` with a partition and an offset that is not there, `failed` with one
-        that can't be read further, and why."""
+        that can't be read further, and why; the latter with `changed` held."""
         self._conf = conf
         self._changed = changed
         self._out_of_range = out_of_range
@@ -126,6 +126,11 @@ class Fetcher:
 
         if gone:
             self._wishes.append(end)
+
+    def is_out_of_range(self, tp: TopicPartition, position: int) -> bool:
+        """Whether that is where it is to be read on, and is not there. With `changed` held."""
+        ahead = self._ahead.get(tp)
+        return ahead is not None and ahead.is_out_of_range and ahead.position == position
 
     def take(self, tp: TopicPartition, records_max: int) -> list[Record]:
         """About so many records that were read of it, in order; none if there are none. With `changed` held."""
@@ -205,18 +210,14 @@ class Fetcher:
                 ahead.position = batch[-1].offset + 1
             self._changed.notify_all()
 
-    def _seek(self, tp: TopicPartition, position: int) -> None:
-        """Have it found out where to read on. While nobody can say that, it stands still."""
+    def _seek(self, tp: TopicPartition, ahead: _Ahead) -> None:
+        """Have it found out where to read on. While nobody can say that, it stands still: of what has been deleted the
+        group hears too, and takes it away."""
         try:
-            self._out_of_range(tp, position)
-        except TopicNotFound as error:  # the group hears of it too, and takes it away
-            log.debug("%s can't be read further: %s", tp, error)
-        except BrokerUnavailable as error:
+            self._out_of_range(tp, ahead.position)
+        except (BrokerUnavailable, TopicNotFound) as error:
             log.warning("%s can't be read further yet: %s", tp, error)
-            with self._changed:
-                if tp in self._ahead:
-                    self._ahead[tp].is_out_of_range = True
-                    self._ahead[tp].seek_at = time.monotonic() + SEEK_AGAIN_S
+            ahead.seek_at = time.monotonic() + SEEK_AGAIN_S
 
     def _hear(self, message: KafkaMessage) -> None:
         error, topic, partition = message.error(), message.topic(), message.partition()
@@ -239,10 +240,10 @@ class Fetcher:
     def _balance(self) -> None:
         """Pause what nobody takes from, and resume it when it is half empty."""
         most = max(PARTITION_BYTES_MIN, AHEAD_BYTES_MAX // max(1, len(self._ahead)))
-        full, low, gone, failed = [], [], [], []
+        full, low, gone = [], [], []
         now = time.monotonic()
         with self._changed:
-            for tp, ahead in self._ahead.items():
+            for tp, ahead in list(self._ahead.items()):
                 if not ahead.is_paused and ahead.size_bytes >= most:
                     ahead.is_paused = True
                     full.append(KafkaPartition(tp.topic, tp.partition))
@@ -252,14 +253,11 @@ class Fetcher:
                 if ahead.batches:  # what comes after it has time
                     continue
                 if ahead.is_out_of_range and now >= ahead.seek_at:
-                    ahead.is_out_of_range = False
-                    gone.append((tp, ahead.position))
+                    gone.append((tp, ahead))
                 elif ahead.error is not None:
-                    failed.append((tp, ahead.error))
-        for tp, error in failed:
-            self._failed(tp, error)
-        for tp, position in gone:
-            self._seek(tp, position)
+                    self._failed(tp, ahead.error)
+        for tp, ahead in gone:
+            self._seek(tp, ahead)
         if full:
             self._client.pause(full)
         if low:

@@ -108,8 +108,8 @@ class Member:
         self._news = threading.Condition()
         self._commits: deque[Commit] = deque()
         self._leaves = False
-        self._is_leaving = False
-        """And will be gone once nothing is held."""
+        self._leaves_by: float | None = None
+        """If it is about to leave, and will be gone once nothing is held: until when (monotonic) that may take."""
         self._is_closed = False
         self._has_joined = False
         self._stats = stats
@@ -217,9 +217,8 @@ class Member:
         self._store()
         if leaves:
             self._begin_leaving()
-        if self._is_leaving and not self._owner.holds(_ours(self._client.assignment())):
-            self._is_leaving = False
-            self._client.unsubscribe()
+        if self._leaves_by is not None:
+            self._go_on_leaving(self._leaves_by)
         self._owner.look_around()
         if not self._owner.is_alive():
             return
@@ -235,9 +234,18 @@ class Member:
         would send no heartbeat from then on: there we are a member until nothing is held, and take nothing more."""
         if self._conf.is_classic:
             self._client.unsubscribe()
-        elif not self._is_leaving:
-            self._is_leaving = True
+        elif self._leaves_by is None:
+            self._leaves_by = self._give_up_at()
             self._owner.on_asked(_ours(self._client.assignment()))
+
+    def _go_on_leaving(self, until: float) -> None:
+        held = self._owner.holds(_ours(self._client.assignment()))
+        if held and time.monotonic() >= until:
+            self._give_up(held)
+            held = []
+        if not held:
+            self._leaves_by = None
+            self._client.unsubscribe()
 
     def _rest(self) -> None:
         """Wait for news, but not when a commit is due. With the condition held."""
@@ -307,7 +315,7 @@ class Member:
         self._has_joined = True
         ours = [KafkaPartition(one.topic, one.partition, OFFSET_END) for one in partitions]
         missing_until = time.monotonic() + SPREAD_S
-        while partitions and not self._is_closed and not self._is_leaving:
+        while partitions and not self._is_closed and self._leaves_by is None:
             try:
                 committed = client.committed(partitions, timeout=self._conf.patience_s)
                 self._owner.on_assigned(committed, is_last=time.monotonic() > missing_until)
@@ -329,14 +337,10 @@ class Member:
         tps = _ours(partitions)
         if not self._is_closed:
             self._owner.on_asked(tps)
-        deadline = time.monotonic() + GIVE_UP_AT * self._conf.max_poll_s
+        deadline = self._give_up_at()
         while (held := self._owner.holds(tps)) and not self._is_closed:
             if time.monotonic() >= deadline or not self._owner.is_alive():
-                _log.warning(
-                    "group %s has waited long enough for what runs in %s: it is given up",
-                    *(self._group, ", ".join(map(str, held))),
-                )
-                self._owner.on_lost(held)
+                self._give_up(held)
                 break
             with self._news:
                 self._rest()
@@ -344,8 +348,28 @@ class Member:
         client.incremental_unassign(partitions)
 
     def _lose(self, client: Consumer, partitions: list[KafkaPartition]) -> None:
-        self._owner.on_lost(_ours(partitions))
+        self._forget(_ours(partitions))
         client.incremental_unassign(partitions)
+
+    def _give_up_at(self) -> float:
+        """Until when (monotonic) to wait for the release of what is asked for now."""
+        return time.monotonic() + GIVE_UP_AT * self._conf.max_poll_s
+
+    def _give_up(self, tps: Sequence[TopicPartition]) -> None:
+        _log.warning(
+            "group %s has waited long enough for what runs in %s: it is given up",
+            *(self._group, ", ".join(map(str, tps))),
+        )
+        self._forget(tps)
+
+    def _forget(self, tps: Sequence[TopicPartition]) -> None:
+        """They are not ours any more. What was to be committed of them is not, should they come back meanwhile: others
+        may have had them, and committed more."""
+        self._owner.on_lost(tps)
+        with self._news:
+            for commit in self._commits:
+                commit.missed |= set(tps) & set(_ours(commit.offsets))
+                commit.offsets = [one for one in commit.offsets if (one.topic, one.partition) not in tps]
 
 
 def offsets_of(committed: Mapping[TopicPartition, tuple[int, str]]) -> list[KafkaPartition]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -41,6 +42,14 @@ def until(consumer: KafkaConsumer, found: Callable[[Polled], object], records_ma
     return reports[-1]
 
 
+def shorten(consumer: KafkaConsumer) -> None:
+    """Let the log seem to be shorter than it was, and so another."""
+    with consumer._changed:
+        ahead = consumer._fetcher._ahead[SINGLE]
+        ahead.batches.clear()
+        ahead.position, ahead.is_out_of_range = 50, True
+
+
 def test_what_was_full_when_it_was_given_up_is_read_when_it_comes_back(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,23 +79,57 @@ def test_a_commit_of_what_is_not_ours_any_more_says_so(opened: Open) -> None:
 def test_a_commit_that_the_group_refuses_says_so(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     consumer = consuming(opened())
     client = consumer._members._members[0]
-    monkeypatch.setattr(client, "_client", Refusing(client._client))
+    monkeypatch.setattr(client, "_client", Refusing(client._client, KafkaError.UNKNOWN_MEMBER_ID))
     assert consumer.commit({SINGLE: Committed(1)}) == {SINGLE}
 
 
-class Refusing:
-    """A client whose commits fail as told."""
+def test_a_commit_that_a_rebalance_has_overtaken_is_made_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which generation of the group it is of, and the next has begun: the partition is ours all the same."""
+    broker = opened()
+    consumer = consuming(broker)
+    client = consumer._members._members[0]
+    monkeypatch.setattr(client, "_client", Refusing(client._client, KafkaError.ILLEGAL_GENERATION, times=2))
+    assert consumer.commit({SINGLE: Committed(1)}) == frozenset()
+    assert broker.admin().describe_group("feed").committed == {SINGLE: Committed(1)}
 
-    def __init__(self, client: Consumer, code: int = KafkaError.ILLEGAL_GENERATION) -> None:
+
+def test_what_goes_and_comes_back_while_a_commit_waits_is_not_committed(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another may have had it meanwhile, and have committed more."""
+    broker = opened()
+    consumer = consuming(broker)
+    client = consumer._members._members[0]
+    refusing = Refusing(client._client, KafkaError.NOT_COORDINATOR, times=1)
+    monkeypatch.setattr(client, "_client", refusing)
+
+    def go_and_come() -> None:
+        if refusing.tries == 1:
+            refusing.tries += 1
+            client._forget([SINGLE])
+            consumer.on_assigned([KafkaPartition("single", 0, 2)], is_last=False)
+
+    monkeypatch.setattr(consumer, "look_around", go_and_come)
+    assert consumer.commit({SINGLE: Committed(1)}) == {SINGLE}
+    assert broker.admin().describe_group("feed").committed == {}
+
+
+class Refusing:
+    """A client whose commits fail as told, the first so many times."""
+
+    def __init__(self, client: Consumer, code: int, times: int = 1_000_000) -> None:
         self._inner = client
         self.code = code
+        self.times = times
         self.tries = 0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
-    def commit(self, **_: object) -> object:
+    def commit(self, **arguments: Any) -> object:
         self.tries += 1
+        if self.tries > self.times:
+            return self._inner.commit(**arguments)
         raise KafkaException(KafkaError(self.code))
 
 
@@ -136,12 +179,37 @@ def test_what_was_lost_while_it_was_being_released_is_not_told_twice(opened: Ope
     assert not consumer.poll(0.2).lost
 
 
+def test_what_was_asked_for_twice_is_released_once(opened: Open) -> None:
+    """As when brokers ask while a member is about to leave."""
+    consumer = consuming(opened())
+    consumer.on_asked([SINGLE])
+    until(consumer, lambda polled: polled.revoking)
+    consumer.on_asked([SINGLE])
+    consumer.release([SINGLE])
+    assert not consumer.poll(0.2).revoking
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_who_leaves_keeps_others_waiting_for_so_long_only(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr("taskq.broker.kafka.member.GIVE_UP_AT", 0.005)  # of five minutes
+    broker = opened(group_protocol=protocol)
+    consumer = consuming(broker)
+    consumer.leave()
+    until(consumer, lambda polled: polled.revoking)
+    other = broker.consumer("feed", ["single"])
+    assert until(consumer, lambda polled: polled.lost).lost == {SINGLE}
+    assert until(other, lambda polled: polled.assigned).assigned == {SINGLE: Committed(0)}
+
+
 def test_what_its_owner_has_not_heard_of_is_never_lost(opened: Open) -> None:
     broker = opened()
     broker.producer().send_many("single", [Message(b"x")])
     consumer = broker.consumer("feed", ["single"])
     wait_until(lambda: SINGLE in consumer._held, "it is assigned")
-    consumer._skip(SINGLE, 50)  # as if the log were another
+    consumer._skip(SINGLE, 50)  # of another time that it was ours: it is due no more
+    shorten(consumer)
     polled = until(consumer, lambda polled: polled.assigned or polled.lost)
     assert (polled.lost, polled.assigned) == (frozenset(), {SINGLE: Committed(0)})
 
@@ -149,7 +217,7 @@ def test_what_its_owner_has_not_heard_of_is_never_lost(opened: Open) -> None:
 def test_a_log_that_is_another_is_not_paused_as_the_one_before_was(opened: Open) -> None:
     consumer = consuming(opened())
     consumer.pause([SINGLE])
-    consumer._skip(SINGLE, 50)
+    shorten(consumer)
     until(consumer, lambda polled: polled.lost)
     until(consumer, lambda polled: polled.assigned)
     until(consumer, lambda polled: polled.fetched)
@@ -159,7 +227,7 @@ def test_a_log_that_is_another_is_still_asked_for(opened: Open) -> None:
     consumer = consuming(opened())
     consumer.on_asked([SINGLE])
     until(consumer, lambda polled: polled.revoking)
-    consumer._skip(SINGLE, 50)
+    shorten(consumer)
     until(consumer, lambda polled: polled.lost)
     assert until(consumer, lambda polled: polled.assigned).revoking == {SINGLE}
 
@@ -172,14 +240,14 @@ def test_a_log_that_is_another_is_asked_for_again_where_it_was_kept(
     consumer.on_asked([SINGLE])
     until(consumer, lambda polled: polled.revoking)
     consumer.keep([SINGLE])
-    consumer._skip(SINGLE, 50)
+    shorten(consumer)
     until(consumer, lambda polled: polled.assigned)
     assert until(consumer, lambda polled: polled.revoking).revoking == {SINGLE}
 
 
 def test_what_was_committed_of_a_topic_that_was_deleted_means_nothing_in_the_new_one(opened: Open) -> None:
     """Its owner goes on where it was, and leaves before it hears that it reads another."""
-    broker, other = opened(), opened()
+    broker, other = opened(topic_metadata_refresh_interval_ms="60000"), opened()
     consumer = consuming(broker, 5)
     assert consumer.commit({SINGLE: Committed(5, b"meta")}) == frozenset()
     broker.admin().delete_topic("single")
@@ -221,6 +289,23 @@ def test_partitions_without_a_leader_keep_no_others_waiting(opened: Open, monkey
     assert until(consumer, lambda polled: polled.assigned).assigned == {other: Committed(3)}
     polled = until(consumer, lambda polled: polled.fetched or polled.errors or polled.skipped)
     assert (polled.errors, polled.skipped) == ({}, {})
+
+
+def test_partitions_that_a_broker_has_not_heard_of_for_long_are_read_all_the_same(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.broker.kafka.member.SPREAD_S", 0.2)
+    broker = opened({"double": TopicConfig(2)})
+    known, other = TopicPartition("double", 0), TopicPartition("double", 1)
+    broker.producer().send_many("double", [Message(b"x", b"%d" % number) for number in range(20)])
+    monkeypatch.setattr(broker._topics, "led", lambda _: {0: True})
+    consumer = broker.consumer("feed", ["double"])
+    assigned = until(consumer, lambda polled: polled.assigned).assigned
+    assert assigned == {known: Committed(0), other: Committed(0)}
+    reading = Member(consumer)
+    reading.held |= {known: Committed(0), other: Committed(0)}
+    reading.positions |= {known: 0, other: 0}
+    reading.poll_until(lambda: len(reading.values) == 20)
 
 
 def test_a_topic_that_is_made_anew_is_read_from_its_start(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

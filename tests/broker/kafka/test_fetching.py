@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from attrs import frozen
 from confluent_kafka import KafkaError
 
 from taskq.broker.kafka.conf import Conf
 from taskq.broker.kafka.fetcher import Fetcher, _Ahead
 from taskq.broker.port import TopicPartition
+from taskq.errors import BrokerUnavailable, TopicNotFound
 
 SINGLE = TopicPartition("single", 0)
 
@@ -50,14 +52,14 @@ class Brought:
 
 
 @contextmanager
-def fetching(failed: list[str]) -> Generator[Any]:
+def fetching(failed: list[str], out_of_range: Callable[[TopicPartition, int], None] = print) -> Generator[Any]:
     """One that reads nothing by itself."""
 
     def fails(tp: TopicPartition, error: Exception) -> None:
         failed.append(str(error))
         fetcher.remove([tp])
 
-    fetcher = Fetcher(Conf(("127.0.0.1:1",), {}), threading.Condition(), lambda *_: None, fails)
+    fetcher = Fetcher(Conf(("127.0.0.1:1",), {}), threading.Condition(), out_of_range, fails)
     fetcher.close()  # its thread: what that does is called here
     fetcher._ahead[SINGLE] = _Ahead(0, is_read=True)
     yield fetcher
@@ -93,3 +95,37 @@ def test_what_passes_is_no_damage() -> None:
         assert [record.offset for record in fetcher.take(SINGLE, 1000)] == [0, 1]
         fetcher._balance()
         assert not failed
+
+
+@pytest.mark.parametrize("why", [BrokerUnavailable, TopicNotFound])
+def test_where_to_go_on_is_asked_until_somebody_can_say(why: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That there is no such topic may be what one broker says that has not heard of it yet."""
+    asked: list[int] = []
+
+    def ask(tp: TopicPartition, position: int) -> None:
+        asked.append(position)
+        if len(asked) < 3:
+            raise why("not now")
+        fetcher.restart(tp, 7)
+
+    monkeypatch.setattr("taskq.broker.kafka.fetcher.SEEK_AGAIN_S", 0.0)
+    with fetching([], ask) as fetcher:
+        fetcher._sort([Brought(0, KafkaError._AUTO_OFFSET_RESET)])
+        for _ in range(5):
+            fetcher._balance()
+        assert asked == [0, 0, 0]
+        assert fetcher._ahead[SINGLE].position == 7
+
+
+def test_what_nobody_could_say_of_an_earlier_time_means_nothing_for_a_later() -> None:
+    """While it was asked, the partition went and came back, at an offset that is there."""
+
+    def ask(tp: TopicPartition, _: int) -> None:
+        fetcher.restart(tp, 900)
+        raise BrokerUnavailable("away")
+
+    with fetching([], ask) as fetcher:
+        fetcher._sort([Brought(0, KafkaError._AUTO_OFFSET_RESET)])
+        fetcher._balance()
+        assert not fetcher.is_out_of_range(SINGLE, 900)
+        assert not fetcher._ahead[SINGLE].is_out_of_range

@@ -106,7 +106,6 @@ class Mover:
                 self._take(self._consumer.poll(self._timeout_s(), AHEAD_MAX))
                 self.polled_at = time.monotonic()
                 self.step(int(time.time() * 1000))
-            self._commit()
         finally:
             self._consumer.close()
             self._producer.close()

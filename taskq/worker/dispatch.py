@@ -182,10 +182,9 @@ class Dispatch:
     def _submit_paced(self, items: list[Item]) -> None:
         """These are to start now, or soon: behind at least as many others as there are of them, so that those have
         their turn too, and not many more. While they wait, the rate is not reached."""
-        at = 2 * sum(gate.unstarted for gate in self._paces)
         for crew in self._crews if items else ():
             if own := [item for item in items if item[0].crew is crew]:
-                crew.submit(own, at)
+                crew.submit(own, 2 * sum(gate.unstarted(crew) for gate in self._paces))
 
     def _fill(self, crew: Crew, classes: _Classes) -> None:
         """Give a crew the next ones of each priority, but few: what comes later waits behind them."""

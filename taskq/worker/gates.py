@@ -20,7 +20,7 @@ from itertools import count
 from typing import Protocol
 
 from taskq.worker.rounds import Rounds
-from taskq.worker.work import Item, Joint, Work, published_on
+from taskq.worker.work import Crew, Item, Joint, Work, published_on
 
 AGAIN_S = 0.25
 """How soon to try again what could not be stored."""
@@ -236,10 +236,9 @@ class RateGate(_Queue):
         self._unstarted: set[Ticket] = set()
         """Those that have passed and, as far as is known, not begun."""
 
-    @property
-    def unstarted(self) -> int:
-        """How many have passed and may wait for a runner."""
-        return len(self._unstarted)
+    def unstarted(self, crew: Crew) -> int:
+        """How many have passed and may wait for a runner of that crew."""
+        return sum(ticket.item[0].crew is crew for ticket in self._unstarted)
 
     def enter(self, ticket: Ticket) -> bool:
         self._wait(ticket)

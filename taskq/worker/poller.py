@@ -257,15 +257,8 @@ class Poller:
         for work in asked:
             work.fold()
         ended = [work for work in asked if not work.runs]
-        if ended:
-            self._commit(ended, is_open=False)
-        given_up = [work.tp for work in ended if work.committed == work.state(is_open=False)]
-        for tp in given_up:
-            del self.works[tp]
-            self._throttle.forget(tp)
-        if given_up:
-            self._consumer.release(given_up)
-            _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
+        for topic in {work.tp.topic for work in ended}:  # a commit for one may have to wait for another's release
+            self._give_up([work for work in ended if work.tp.topic == topic])
         for work in asked:
             is_late = work.handover_at is not None and now >= work.handover_at
             if is_late and self._stop_by is None and work.tp in self.works:
@@ -273,6 +266,17 @@ class Poller:
                 _log.info("%s is kept for now: %d invocations of it are unfinished", work.tp, work.handed_out)
                 self._consumer.keep([work.tp])
                 self._dispatch.add(take_parked([work]))
+
+    def _give_up(self, works: Iterable[Work]) -> None:
+        """Those whose progress can be stored."""
+        self._commit(works, is_open=False)
+        given_up = [work.tp for work in works if work.committed == work.state(is_open=False)]
+        for tp in given_up:
+            del self.works[tp]
+            self._throttle.forget(tp)
+        if given_up:
+            self._consumer.release(given_up)
+            _log.info("group %s gave up %s", self._group, ", ".join(map(str, given_up)))
 
     # -- records in
 

@@ -138,6 +138,24 @@ def test_one_that_holds_the_only_place_saves_no_starts_for_later(plain_app: Task
     assert len(starts) == pytest.approx(1 + 6 * 20, rel=0.1)
 
 
+def test_a_rate_is_reached_whatever_another_crew_has_to_start(plain_app: TaskQ) -> None:
+    limited = plain_app.task(name="limited", rate_limit="20/s")(lambda: None)
+    slow = plain_app.task(name="slow")(lambda: None)
+    elsewhere = plain_app.task(name="elsewhere", rate_limit="1000/s")(lambda: None)
+    bench = Bench([limited, slow, elsewhere], 16)
+    other = Runners(100, bench.seconds)
+    bench.jobs["elsewhere"].crew = other
+    bench.dispatch.start([bench.crew, other])
+    bench.seconds |= {"slow": 0.1, "limited": 0.01, "elsewhere": 0.2}
+    bench.add(slow, 8000)
+    bench.add(limited, 1000)
+    bench.add(elsewhere, 8000)
+    for _ in range(20 * 256):
+        bench.run(1 / 256)
+        other.work(bench.now)
+    assert len(bench.starts(limited)) == pytest.approx(20 * 20, rel=0.1)
+
+
 @pytest.mark.parametrize("slow_s", [0.05, 0.1, 0.12])
 def test_a_rate_is_reached_while_the_runners_have_much_else_to_do_and_that_goes_on(plain_app: TaskQ, slow_s: float):
     """What is let through must not wait behind thousands that were queued before: few are, so few would start.

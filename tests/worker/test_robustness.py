@@ -325,10 +325,40 @@ def test_a_worker_that_drains_while_brokers_can_not_store_goes_on_until_they_can
         monkeypatch.setattr(poller._consumer, "commit", commits)
         threading.Timer(0.2, gate.set).start()  # when it drains
     assert refused == [times]
-    assert len(stored) <= 4, "all partitions that can be given up at once are committed at once"
+    assert len(stored) <= 6, "all partitions of a topic that can be given up at once are committed at once"
     committed = app.broker.admin().describe_group("default").committed
     assert sum(one.offset for one in committed.values()) == 1
     assert not any(Standing.decode(one.offset, one.metadata)[0].limit for one in committed.values())
+
+
+def test_what_one_topic_has_committed_is_given_up_while_another_waits_for_that(
+    app: TaskQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Kafka, a member that joins anew can't commit until all others have, which may wait for a release of ours."""
+
+    @app.task
+    def nothing() -> None: ...
+
+    with working(app) as worker:
+        nothing.delay()
+        wait_finished(worker)
+        poller = worker._poller
+        monkeypatch.setattr(poller, "_is_remote", True)
+        commit = poller._consumer.commit
+
+        def commits(progress: Mapping[TopicPartition, Committed]) -> frozenset[TopicPartition]:
+            is_joining = any(tp.topic == "default.retry" for tp in progress)
+            stored = {tp: one for tp, one in progress.items() if not (is_joining and tp.topic == "default.retry")}
+            if is_joining and any(tp.topic == "default" for tp in poller.works):
+                commit(stored)
+                raise BrokerUnavailable("no answer yet")
+            return commit(progress)
+
+        wait_until(lambda: len(poller.works) == 16, "it has all")
+        monkeypatch.setattr(poller._consumer, "commit", commits)
+    found = app.broker.admin().describe_group("default").committed
+    assert len(found) == 16
+    assert not any(Standing.decode(one.offset, one.metadata)[0].limit for one in found.values())
 
 
 def test_a_worker_that_is_told_twice_to_stop_waits_for_no_broker_that_can_not_store(

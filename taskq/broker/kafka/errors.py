@@ -77,6 +77,9 @@ NOT_OURS: Final = frozenset(
 )
 """The group has gone on without the member that asks."""
 
+OUT: Final = frozenset({KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_MEMBER_EPOCH})
+"""Those of them that brokers say of a member that was thrown out."""
+
 NEVER: Final = frozenset(
     {
         KafkaError.INVALID_SESSION_TIMEOUT,

@@ -25,7 +25,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from taskq.broker.kafka.conf import Conf, log
-from taskq.broker.kafka.errors import NEVER, NOT_OURS, TRANSIENT, UNKNOWN_TOPIC, as_broker_error, code_of
+from taskq.broker.kafka.errors import NEVER, NOT_OURS, OUT, TRANSIENT, UNKNOWN_TOPIC, as_broker_error, code_of
 from taskq.broker.kafka.stats import Stats
 from taskq.broker.kafka.topics import SPREAD_S
 from taskq.broker.port import TopicPartition
@@ -110,6 +110,8 @@ class Member:
         self._leaves = False
         self._leaves_by: float | None = None
         """If it is about to leave, and will be gone once nothing is held: until when (monotonic) that may take."""
+        self._is_out = False
+        """Whether the group has said so since it asked for something, which the client does not tell then."""
         self._is_closed = False
         self._has_joined = False
         self._stats = stats
@@ -302,6 +304,7 @@ class Member:
             code = found.code() if found is not None else KafkaError.NO_ERROR
             if code in NOT_OURS | UNKNOWN_TOPIC:
                 commit.missed.add(TopicPartition(one.topic, one.partition))
+                self._is_out = self._is_out or code in OUT
             elif code in TRANSIENT and time.monotonic() < commit.deadline and not self._is_closed:
                 left.append(one)
             elif found is not None:
@@ -338,8 +341,9 @@ class Member:
         if not self._is_closed:
             self._owner.on_asked(tps)
         deadline = self._give_up_at()
+        self._is_out = False
         while (held := self._owner.holds(tps)) and not self._is_closed:
-            if time.monotonic() >= deadline or not self._owner.is_alive():
+            if time.monotonic() >= deadline or self._is_out or not self._owner.is_alive():
                 self._give_up(held)
                 break
             with self._news:
@@ -357,7 +361,7 @@ class Member:
 
     def _give_up(self, tps: Sequence[TopicPartition]) -> None:
         _log.warning(
-            "group %s has waited long enough for what runs in %s: it is given up",
+            "group %s has gone on, or has waited long enough for what runs in %s: it is given up",
             *(self._group, ", ".join(map(str, tps))),
         )
         self._forget(tps)

@@ -53,6 +53,19 @@ def test_a_commit_that_the_group_refuses_says_so(opened: Open, monkeypatch: pyte
     assert consumer.commit({SINGLE: Committed(1)}) == {SINGLE}
 
 
+def test_who_is_out_while_it_is_asked_for_something_keeps_nothing(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client says so only once all that was asked for has been released."""
+    consumer = consuming(opened())
+    client = consumer._members._members[0]
+    consumer.leave()
+    until(consumer, lambda polled: polled.revoking)
+    monkeypatch.setattr(client, "_client", Refusing(client._client, KafkaError.UNKNOWN_MEMBER_ID))
+    assert consumer.commit({SINGLE: Committed(1)}) == {SINGLE}
+    assert until(consumer, lambda polled: polled.lost).lost == {SINGLE}
+
+
 def test_a_commit_that_a_rebalance_has_overtaken_is_made_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says which generation of the group it is of, and the next has begun: the partition is ours all the same."""
     broker = opened()

@@ -267,7 +267,7 @@ class Poller:
                 self._consumer.keep([work.tp])
                 self._dispatch.add(take_parked([work]))
 
-    def _give_up(self, works: Iterable[Work]) -> None:
+    def _give_up(self, works: Sequence[Work]) -> None:
         """Those whose progress can be stored."""
         self._commit(works, is_open=False)
         given_up = [work.tp for work in works if work.committed == work.state(is_open=False)]

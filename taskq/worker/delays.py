@@ -129,6 +129,7 @@ class Mover:
             self._owed = [*self._due(now_ms), *self._down(now_ms)]
         if self._owed:
             self._append(now_ms)
+            self._is_behind = True
         self._commit()
         self._pause_and_resume()
 
@@ -145,10 +146,9 @@ class Mover:
             self._rungs[tp] = _Rung(tp, rung_s(tp.topic) * 1000, progress, state)
         if polled.revoking:
             self._commit()
+            self._consumer.release(list(polled.revoking))
         for tp in polled.lost | polled.revoking:
             self._forget(self._rungs.pop(tp))
-        if polled.revoking:
-            self._consumer.release(list(polled.revoking))
         for tp, damage in polled.errors.items():
             _log.error("%s can't be read further: %s", tp, damage)
         for tp, records in polled.fetched:
@@ -237,14 +237,14 @@ class Mover:
         self._owed += moves
 
     def _commit(self) -> None:
+        """Store what was moved, if it is not. What can't be stays for the next time."""
+        if not self._is_behind:
+            return
         states = {}
         for rung in self._rungs.values():
             state = (rung.progress.low, rung.progress.encode())
             if state != rung.committed and len(state[1]) <= ENCODED_BYTES_MAX:
                 states[rung] = state
-        self._is_behind = bool(states)
-        if not states:
-            return
         try:
             missed = self._consumer.commit({rung.tp: Committed(*state) for rung, state in states.items()})
         except (StorageFull, BrokerUnavailable) as error:

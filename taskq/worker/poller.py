@@ -218,13 +218,11 @@ class Poller:
     def _take_changes(self, polled: Polled, now: float) -> None:
         if polled.assigned or polled.revoking or polled.lost:
             self._metrics.rebalances.labels(self._group).inc()
-        takeover = Takeover(self._reader)
+        takeover = Takeover(self._group, self._reader)
         for tp, committed in polled.assigned.items():
             lost = self._lost.pop(tp, None)
             is_ours = lost is not None and lost.has_stored(committed)  # nobody has had it since, and nobody has died
-            self.works[tp] = (
-                lost.anew() if lost is not None and is_ours else takeover.take_up(self._group, tp, committed)
-            )
+            self.works[tp] = lost.anew() if lost is not None and is_ours else takeover.take_up(tp, committed)
         if polled.assigned:
             self._share.recount()
             for tp in polled.assigned:
@@ -269,8 +267,9 @@ class Poller:
 
     def _give_up(self, works: Sequence[Work]) -> None:
         """Those whose progress can be stored."""
-        self._commit(works, is_open=False)
-        given_up = [work.tp for work in works if work.committed == work.state(is_open=False)]
+        states = {work: work.state(is_open=False) for work in works}
+        self._store(states)
+        given_up = [work.tp for work, state in states.items() if work.committed == state]
         for tp in given_up:
             del self.works[tp]
             self._throttle.forget(tp)
@@ -367,11 +366,12 @@ class Poller:
         for job in self._intake.jobs:  # last: a run is told before its offset, so what was folded is counted
             job.count(self._clock_skew_s)
 
-    def _commit(self, works: Iterable[Work], *, is_open: bool = True, raises: bool = False) -> bool:
-        """Store the progress of `works`. False: some of it could not be, so that is to be tried again."""
-        return self._store({work: work.state(is_open=is_open) for work in works}, raises=raises)
+    def _commit(self, works: Iterable[Work], *, is_open: bool = True, raises: bool = False) -> None:
+        """Store the progress of `works`. What can't be is not `committed` then."""
+        self._store({work: work.state(is_open=is_open) for work in works}, raises=raises)
 
     def _store(self, wanted: Mapping[Work, tuple[int, bytes]], *, raises: bool = False) -> bool:
+        """False: some of it could not be stored now."""
         # Too long to be stored only where two crews are far apart; the partition is stalled then.
         fitting = {work: state for work, state in wanted.items() if len(state[1]) <= _STATE_BYTES_MAX}
         is_whole = len(fitting) == len(wanted)

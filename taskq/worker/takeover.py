@@ -16,28 +16,29 @@ _log = logging.getLogger("taskq.worker")
 
 
 class Takeover:
-    """Of partitions that were taken over together. A broker that can't say it of one is not asked for the others: each
-    answer may take long, and more than need be is taken up with care without it."""
+    """Of several partitions at once. A broker that can't say where one ends is not asked about the others: each answer
+    may take long, and without it no more goes wrong than that more than need be is taken up with care."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, group: str, reader: Reader) -> None:
+        self._group = group
         self._reader = reader
         self._can_ask = True
 
-    def take_up(self, group: str, tp: TopicPartition, committed: Committed) -> Work:
-        """It as that was committed."""
+    def take_up(self, tp: TopicPartition, committed: Committed) -> Work:
+        """The partition, as it was committed. If what that says can't be read, all from its offset on runs again."""
         try:
             standing, encoded = Standing.decode(committed.offset, committed.metadata)
             work = Work(tp, Progress.decode(committed.offset, encoded), self._clipped(standing, tp))
         except ValueError as error:
             _log.error(
                 "%s: what group %s committed beside offset %d can't be read (%s); what is finished above it runs again",
-                *(tp, group, committed.offset, error),
+                *(tp, self._group, committed.offset, error),
             )
             return Work(tp, Progress(committed.offset))
         if work.suspects_end:
             _log.warning(
                 "%s: a worker of group %s died holding it; what it may have been running is taken up with care",
-                *(tp, group),
+                *(tp, self._group),
             )
         return work
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.signals import handled
+
 ROOT = Path(__file__).parents[2]
 EDGES = "id_1,id_2\n" + "".join(f"7,{other}\n" for other in range(100, 400))
 
@@ -50,9 +52,8 @@ def alive(pid: int) -> bool:
 @pytest.fixture
 def interruptible() -> Generator[None]:
     """Whoever runs the tests in the background of a shell ignores SIGINT, and so would a child."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    with handled(signal.SIGINT, signal.default_int_handler):
+        yield
 
 
 @pytest.fixture

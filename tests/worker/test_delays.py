@@ -55,6 +55,15 @@ class Ladder:
             assert record.value is not None
             self.fired.setdefault(record.value, self.now_ms)
 
+    def move_one_uncommitted(self) -> None:
+        """It has come; that it was moved could not be stored."""
+        self.publish(b"1", 10)
+        self.move()
+        self.now_ms += 20
+        with self.patch.context() as patch:
+            patch.setattr(self.mover._consumer, "commit", frozenset)  # nothing was stored of any
+            self.move()
+
     def next_ms(self) -> int:
         return self.now_ms + max(1, round(self.mover._timeout_s() * 1000))
 
@@ -156,12 +165,7 @@ def test_a_full_disk_keeps_what_is_due_until_there_is_space(ladder: Ladder) -> N
 
 
 def test_what_could_not_be_committed_is_soon_and_moves_once(ladder: Ladder) -> None:
-    ladder.publish(b"1", 10)
-    ladder.move()
-    ladder.now_ms += 20
-    with ladder.patch.context() as patch:
-        patch.setattr(ladder.mover._consumer, "commit", frozenset)  # nothing was stored of any
-        ladder.move()
+    ladder.move_one_uncommitted()
     assert set(ladder.fired) == {b"1"}
     assert ladder.mover._timeout_s() == 1.0
     ladder.now_ms += 1000
@@ -173,12 +177,7 @@ def test_what_could_not_be_committed_is_soon_and_moves_once(ladder: Ladder) -> N
 
 
 def test_what_is_asked_for_is_committed_before_it_is_released(ladder: Ladder) -> None:
-    ladder.publish(b"1", 10)
-    ladder.move()
-    ladder.now_ms += 20
-    with ladder.patch.context() as patch:
-        patch.setattr(ladder.mover._consumer, "commit", frozenset)
-        ladder.move()
+    ladder.move_one_uncommitted()
     (moved,) = [rung for rung in ladder.mover._rungs.values() if rung.progress.low == 1]
     consumer = ladder.mover._consumer
     done: list[str] = []

@@ -13,14 +13,14 @@ import pytest
 
 from taskq.worker.signals import SIGNAL_ECHO_S, Ear, catching_signals, stop_signals
 from tests.processes import wait_until
+from tests.signals import handled
 
 
 @pytest.fixture(autouse=True)
 def terminal() -> Iterator[None]:
     """Whoever runs the tests may ignore its end."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+    with handled(signal.SIGHUP, signal.SIG_DFL):
+        yield
 
 
 def wait_out_the_echo() -> None:
@@ -72,11 +72,8 @@ def test_a_signal_before_the_first_has_told_the_time_is_the_first(monkeypatch: p
 
 def test_who_ignores_the_end_of_the_terminal_goes_on_to():
     code = "from taskq.worker.signals import *; print(signal.SIGHUP in stop_signals())"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with handled(signal.SIGHUP, signal.SIG_IGN):
         assert signal.SIGHUP not in stop_signals()
         started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert started.stdout == "False\n"
     assert signal.SIGHUP in stop_signals()

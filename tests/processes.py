@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,11 @@ WAIT_S = 30.0
 
 def wait_until(condition: Callable[[], object], what: str, within_s: float = WAIT_S) -> None:
     """Return once `condition()` is true; fail with `what` if that takes longer than `within_s`."""
-    clock = threading.Event()
-    for _ in range(int(within_s / 0.005)):
-        if condition():
-            return
+    clock, until = threading.Event(), time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() >= until:
+            raise AssertionError(f"not within {within_s} s: {what}")
         clock.wait(0.005)
-    raise AssertionError(f"not within {within_s} s: {what}")
 
 
 def is_gone(pid: int) -> bool:

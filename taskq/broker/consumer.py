@@ -3,8 +3,10 @@
 Every member looks at the same facts (who lives, who owns which partition) and computes the same sticky assignment
 (assignment.py). It then takes the leases that are due to it as they come free, and asks its owner to finish with those
 that are due to others. Two members may look at different moments and disagree for a while; the lease, a flock, keeps
-them apart, and both look again every TICK_S until what they have is what is due. A member that comes or goes in order
-rings the others at once; one that dies is missed at the next tick.
+them apart. Each looks again every TICK_S until it has seen every partition with the owner to whom it is due (were it
+content with having its own, one that two of them take for the other's would be nobody's), and every LOOK_S then. A
+member that comes, releases or goes in order rings the others, and they look anew at once; one that dies is missed at
+the next tick.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from taskq.errors import BrokerError, CorruptLog, OffsetOutOfRange, StorageError
 
 TICK_S = 0.25
 """How often a member looks for others that died. Failover is this and a moment."""
+
+LOOK_S = 5.0
+"""How often a member that saw everything as it is due looks once more: while it looked, it may have changed."""
 
 KEEP_S = 5.0
 """How long a partition that its owner would not let go is left alone before asking again."""
@@ -83,7 +88,8 @@ class EmbeddedConsumer:
         self._counts: dict[str, int] = {}
         """Partitions of every topic that any live member reads, when the target was computed."""
         self._target: set[TopicPartition] = set()
-        self._is_settled = False
+        self._settled_until = 0.0
+        """Until when who owns what need not be looked at if nobody comes or goes."""
         self._next_tick = 0.0
         self._first = 0
         self._is_woken = False
@@ -115,6 +121,7 @@ class EmbeddedConsumer:
                 continue
             rung = self._wakeup.wait(min(deadline, self._next_tick) - now)
             if GROUP_CHANGED in rung:
+                self._settled_until = 0.0
                 self._next_tick = 0.0
 
     def wakeup(self) -> None:
@@ -168,7 +175,7 @@ class EmbeddedConsumer:
 
     def _rebalance(self, now: float) -> Polled | None:
         """Take what is due to us and free, and report what is due to others. None if nothing changed."""
-        target: set[TopicPartition] = set() if self._is_leaving else self._find_target()
+        target: set[TopicPartition] = set() if self._is_leaving else self._find_target(now)
         if lost := self._lose():  # after the target: what has no place in it, since its topic is gone, is not revoked
             return Polled(lost=lost)
         assigned = self._take_all(sorted(target - self._held.keys()))
@@ -179,7 +186,6 @@ class EmbeddedConsumer:
             elif not held.is_revoking and now >= held.keep_until:
                 held.is_revoking = True
                 revoking.add(tp)
-        self._is_settled = target == self._held.keys()
         if not assigned and not revoking:
             return None
         return Polled(assigned=assigned, revoking=frozenset(revoking))
@@ -209,18 +215,21 @@ class EmbeddedConsumer:
             held.cursor.close()
             held.lease.release()
         if lost:
-            self._is_settled = False
+            self._settled_until = 0.0
             self._next_tick = 0.0
         return lost
 
-    def _find_target(self) -> set[TopicPartition]:
-        """What we should have, computed anew if the group or a topic has changed, or is still changing."""
+    def _find_target(self, now: float) -> set[TopicPartition]:
+        """What we should have: computed anew if the group or a topic has changed, until all have what is due to them,
+        and now and then."""
         live = self._membership.live()
         counts = self._counts_of(live)
-        if live != self._live or counts != self._counts or not self._is_settled:
+        if live != self._live or counts != self._counts or now >= self._settled_until:
             self._live, self._counts = live, counts
-            due = assign(live, counts, self._owners())
+            owners = self._owners()
+            due = assign(live, counts, owners)
             self._target = {tp for tp, member in due.items() if member == self.member_id}
+            self._settled_until = now + LOOK_S if due == owners else 0.0
         return self._target
 
     def _counts_of(self, live: Mapping[str, Sequence[str]]) -> dict[str, int]:
@@ -311,7 +320,7 @@ class EmbeddedConsumer:
             held = self._held[tp]
             held.is_revoking = False
             held.keep_until = time.monotonic() + KEEP_S
-        self._is_settled = False
+        self._settled_until = 0.0
 
     @documented("leaving a group")
     def leave(self) -> None:

@@ -73,7 +73,7 @@ def test_progress_that_would_not_fit_stalls_its_partition_and_loses_nothing(
 
     waits_or_not.options(key="same").map([(number,) for number in range(40_000)])
     with working(app, concurrency=8) as worker:
-        wait_until(lambda: stalled(worker) and count[0] > 1000, "it stalls")
+        wait_until(lambda: stalled(worker) and count[0] > 500, "it stalls")
         wait_until(lambda: 0 < unfinished(worker) < 40_000, "what could be done is done")
         gate.set()
         wait_until(lambda: count[0] == 40_000, "all ran, each once")

@@ -26,7 +26,9 @@ def hide(worker: Worker, tp: TopicPartition, monkeypatch: pytest.MonkeyPatch) ->
     consumer: Any = worker._poller._consumer
     consumer = getattr(consumer, "_consumer", None) or consumer  # the one that has joined
     find, wanted = consumer._find_target, [True]
-    monkeypatch.setattr(consumer, "_find_target", lambda: {one for one in find() if not (wanted[0] and one == tp)})
+    monkeypatch.setattr(
+        consumer, "_find_target", lambda now: {one for one in find(now) if not (wanted[0] and one == tp)}
+    )
     return wanted
 
 

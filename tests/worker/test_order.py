@@ -77,8 +77,8 @@ def test_a_partition_in_order(app: TaskQ, backend: str) -> None:
 
 
 def test_how_far_a_key_runs_ahead_is_bounded_and_seen(app: TaskQ) -> None:
-    gate, done = threading.Event(), []
-    limit = app.settings.in_flight_max
+    gate, done, limit = threading.Event(), [], 4000
+    app.configure(in_flight_max=limit)
 
     @app.task(order="key", key="same")
     def work(number: int) -> None:

@@ -5,8 +5,8 @@ Every member looks at the same facts (who lives, who owns which partition) and c
 that are due to others. Two members may look at different moments and disagree for a while; the lease, a flock, keeps
 them apart. Each looks again every TICK_S until it has seen every partition with the owner to whom it is due (were it
 content with having its own, one that two of them take for the other's would be nobody's), and every LOOK_S then. A
-member that comes, releases or goes in order rings the others, and they look anew at once; one that dies is missed at
-the next tick.
+member that comes, releases or goes in order rings the others, and they look anew as soon as they wait for records; one
+that dies is missed at the next tick.
 """
 
 from __future__ import annotations
@@ -217,6 +217,7 @@ class EmbeddedConsumer:
         if lost:
             self._settled_until = 0.0
             self._next_tick = 0.0
+            self._bell.ring_group(self._waiters)  # made anew, it may be due to one who had nothing of it to lose
         return lost
 
     def _find_target(self, now: float) -> set[TopicPartition]:
@@ -225,7 +226,7 @@ class EmbeddedConsumer:
         live = self._membership.live()
         counts = self._counts_of(live)
         if live != self._live or counts != self._counts or now >= self._settled_until:
-            self._live, self._counts = live, counts
+            self._live, self._counts, self._settled_until = live, counts, 0.0
             owners = self._owners()
             due = assign(live, counts, owners)
             self._target = {tp for tp, member in due.items() if member == self.member_id}
@@ -242,17 +243,14 @@ class EmbeddedConsumer:
         return {name: topic.partitions for name, topic in found.items() if topic is not None}
 
     def _owners(self) -> dict[TopicPartition, str]:
-        owners = {}
+        owners, where = {}, (self._directory.files, self._directory.root, self._group)
         for topic, count in self._counts.items():
             for number in range(count):
                 tp = TopicPartition(topic, number)
-                owner = self.member_id if tp in self._held else self._peek(tp)[0]
+                owner = self.member_id if tp in self._held else offsets.owner(*where, topic, number)
                 if owner:
                     owners[tp] = owner
         return owners
-
-    def _peek(self, tp: TopicPartition) -> tuple[str, Committed | None]:
-        return offsets.peek(self._directory.files, self._directory.root, self._group, tp.topic, tp.partition)
 
     def _take(self, tp: TopicPartition) -> Committed | None:
         """Take the lease if it is free; return where to go on from."""
@@ -327,6 +325,8 @@ class EmbeddedConsumer:
         if not self._is_leaving and not self._is_inherited:
             self._is_leaving = True
             self._next_tick = 0.0
+            for held in self._held.values():
+                held.keep_until = 0.0
             self._membership.leave()
             self._bell.ring_group(self._waiters)
 

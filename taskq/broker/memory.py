@@ -180,6 +180,8 @@ class MemoryConsumer:
 
     def leave(self) -> None:
         with self._state.locked():
+            for held in self._held.values():
+                held.keep_until = 0.0
             self._leave()
 
     def close(self) -> None:

@@ -17,8 +17,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
+from math import inf
 
 from attrs import define, field
 
@@ -41,10 +42,11 @@ AHEAD_MAX = 500
 """How many records are read ahead of a partition; a batch that was published at once is read whole."""
 
 HEAP_MAX = 10_000
-"""How many may wait for their last second in memory. More wait in the log, and are late if so many are due at once."""
+"""How many may wait in memory, for their last second or for a topic that does not take them. More wait in the log, and
+are late if so many are due at once."""
 
 LAST_MS = 1000
-_AGAIN_S = 1.0
+_AGAIN_MS = 1000
 """When to try again what there was no space for, or nobody to take it."""
 
 _IDLE_S = 60.0
@@ -60,14 +62,30 @@ class _Rung:
     wait_ms: int
     progress: Progress
     committed: tuple[int, bytes]
-    ahead: deque[Record] = field(factory=deque)
+    end: int
+    """One past what was read."""
+    ahead: deque[tuple[int, Record]] = field(factory=deque)
+    """What was read and is still to be looked at, each with when that is."""
     is_paused: bool = False
-    read_ms: int = 0
-    """When records were last read."""
+
+    def read(self, records: Sequence[Record], now_ms: int) -> bool:
+        """Take these up; whether something was missing, which counts as finished. Their clock may be ahead of ours."""
+        is_gapped = records[-1].offset + 1 - self.end != len(records)
+        if is_gapped:
+            self.progress.finish_gaps(self.end, (record.offset for record in records))
+        self.end = records[-1].offset + 1
+        for record in records:
+            if not self.progress.is_finished(record.offset):
+                self.ahead.append((min(record.timestamp_ms, now_ms) + self.wait_ms, record))
+        return is_gapped
 
     def next_ms(self) -> float:
-        """When to look at the first one. Its timestamp may be of a clock that is ahead."""
-        return min(self.ahead[0].timestamp_ms, self.read_ms) + self.wait_ms if self.ahead else float("inf")
+        """When to look at the first one. Not before progress can be stored with it; that which was read before by who
+        had the partition then makes it no longer in the end."""
+        if not self.ahead:
+            return inf
+        when_ms, record = self.ahead[0]
+        return when_ms if record.offset < self.progress.high or self.progress.fits(ENCODED_BYTES_MAX, 2) else inf
 
 
 @define
@@ -91,8 +109,10 @@ class Mover:
         self._heap: list[tuple[int, int, _Rung, Record]] = []
         """What is due within a second: (due, a number, from where, what)."""
         self._numbers = count()
-        self._owed: list[_Move] = []
-        """What could not be appended yet: there was no space."""
+        self._owed: dict[str, list[_Move]] = {}
+        """What could not be appended yet, by topic: there was no space, or nobody to take it."""
+        self._tried_ms = 0
+        """When that was last tried."""
         self._is_behind = False
         """Whether what was moved is not committed yet."""
         self._stop = threading.Event()
@@ -125,11 +145,7 @@ class Mover:
 
     def step(self, now_ms: int) -> None:
         """Move all that is to be moved by `now_ms`."""
-        if not self._owed:
-            self._owed = [*self._due(now_ms), *self._down(now_ms)]
-        if self._owed:
-            self._append(now_ms)
-            self._is_behind = True
+        self._append([*self._due(now_ms), *self._down(now_ms)], now_ms)
         self._commit()
         self._pause_and_resume()
 
@@ -143,7 +159,7 @@ class Mover:
                 _log.error("%s: what was committed can't be read (%s); some may be moved again", tp, error)
                 progress = Progress(committed.offset)
             state = (progress.low, progress.encode())
-            self._rungs[tp] = _Rung(tp, rung_s(tp.topic) * 1000, progress, state)
+            self._rungs[tp] = _Rung(tp, rung_s(tp.topic) * 1000, progress, state, progress.low)
         if polled.revoking:
             self._commit()
             self._consumer.release(list(polled.revoking))
@@ -151,25 +167,26 @@ class Mover:
             self._forget(self._rungs.pop(tp))
         for tp, damage in polled.errors.items():
             _log.error("%s can't be read further: %s", tp, damage)
+        now_ms = int(time.time() * 1000)
         for tp, records in polled.fetched:
-            rung = self._rungs[tp]
-            rung.read_ms = int(time.time() * 1000)
-            rung.ahead.extend(record for record in records if not rung.progress.is_finished(record.offset))
+            self._is_behind |= self._rungs[tp].read(records, now_ms)
 
     def _forget(self, rung: _Rung) -> None:
         self._heap = [one for one in self._heap if one[2] is not rung]
         heapq.heapify(self._heap)
-        self._owed = [move for move in self._owed if move.rung is not rung]
+        left = {topic: [move for move in moves if move.rung is not rung] for topic, moves in self._owed.items()}
+        self._owed = {topic: moves for topic, moves in left.items() if moves}
 
     def _timeout_s(self) -> float:
-        if self._owed:
-            return _AGAIN_S
-        next_ms = min([rung.next_ms() for rung in self._rungs.values()], default=float("inf"))
-        if len(self._heap) >= HEAP_MAX:  # then the others wait, too
-            next_ms = float("inf")
+        next_ms = min([rung.next_ms() for rung in self._rungs.values()], default=inf) if self._has_room() else inf
         if self._heap:
             next_ms = min(next_ms, self._heap[0][0])
-        return min(_AGAIN_S if self._is_behind else _IDLE_S, max(0.0, next_ms / 1000 - time.time()))
+        longest_s = _AGAIN_MS / 1000 if self._is_behind or self._owed else _IDLE_S
+        return min(longest_s, max(0.0, next_ms / 1000 - time.time()))
+
+    def _has_room(self) -> bool:
+        """Whether more may wait in memory."""
+        return len(self._heap) + sum(map(len, self._owed.values())) < HEAP_MAX
 
     # -- moving
 
@@ -182,8 +199,8 @@ class Mover:
     def _down(self, now_ms: int) -> Iterator[_Move]:
         """Off their rungs: home, or to a lower one. What is due within a second goes into the heap instead."""
         for rung in self._rungs.values():
-            while rung.next_ms() <= now_ms and len(self._heap) < HEAP_MAX and rung.progress.fits(ENCODED_BYTES_MAX, 2):
-                record = rung.ahead.popleft()
+            while rung.next_ms() <= now_ms and self._has_room():
+                _, record = rung.ahead.popleft()
                 try:
                     due_ms = _due_ms(record)
                 except SerializationError as error:
@@ -204,14 +221,17 @@ class Mover:
         headers = with_header(with_header(record.headers, DUE, None), TO, None)
         return _Move(rung, record, topic.decode(), Message(record.value, record.key, headers))
 
-    def _append(self, now_ms: int) -> None:
-        """Append what is owed. What there is no space for stays owed."""
-        owed, self._owed = self._owed, []
+    def _append(self, moves: list[_Move], now_ms: int) -> None:
+        """Append these, each behind what is owed to its topic; now and then that, too. What can't be is owed."""
         by_topic: dict[str, list[_Move]] = {}
-        for move in owed:
-            by_topic.setdefault(move.topic, []).append(move)
-        for topic, moves in by_topic.items():
-            self._append_to(topic, moves, now_ms)
+        if not self._tried_ms <= now_ms < self._tried_ms + _AGAIN_MS:  # the clock may have been set back
+            self._tried_ms = now_ms
+            by_topic, self._owed = self._owed, {}
+        for move in moves:
+            (self._owed if move.topic in self._owed else by_topic).setdefault(move.topic, []).append(move)
+        for topic, ready in by_topic.items():
+            self._append_to(topic, ready, now_ms)
+        self._is_behind |= bool(by_topic)
 
     def _append_to(self, topic: str, moves: list[_Move], now_ms: int) -> None:
         try:
@@ -234,7 +254,7 @@ class Mover:
 
     def _keep(self, topic: str, moves: list[_Move], error: Exception) -> None:
         _log.error("can't move %d delayed invocations to %s yet: %s", len(moves), topic, error)
-        self._owed += moves
+        self._owed.setdefault(topic, []).extend(moves)
 
     def _commit(self) -> None:
         """Store what was moved, if it is not. What can't be stays for the next time."""

@@ -209,9 +209,7 @@ class Poller:
         return max(0.0, min(self._next_commit, self._dispatch.next_at()) - time.monotonic())
 
     def _is_idle(self) -> bool:
-        """Whether nothing is unfinished and everything is committed."""
-        works = self.works.values()
-        return not any(work.handed_out or work.is_stalled or not work.is_committed for work in works)
+        return all(work.is_at_rest for work in self.works.values())
 
     # -- partitions come and go
 
@@ -286,7 +284,7 @@ class Poller:
             work = self.works[tp]
             end = fetched_records[-1].offset + 1
             if end - work.end != len(fetched_records):
-                work.pass_gaps(fetched_records)
+                work.progress.finish_gaps(work.end, (record.offset for record in fetched_records))
             work.end = end
             records = fetched_records
             if records[0].offset < work.progress.high:  # after a restart: some of these had been finished

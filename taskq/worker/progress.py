@@ -41,7 +41,7 @@ range. A broker limits commit metadata, and what doesn't fit must never be cut, 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final
 
@@ -112,6 +112,13 @@ class Progress:
             self._holes = {hole for hole in self._holes if not start <= hole < stop}
         self.high = max(self.high, stop)
         self._raise_low(stop - start)
+
+    def finish_gaps(self, due: int, offsets: Iterable[int]) -> None:
+        """What is missing from `due` on, before and among these ascending offsets, is finished: retention, compaction
+        or a repair has left nothing there."""
+        for offset in offsets:
+            self.finish_range(due, offset)
+            due = offset + 1
 
     def unfinished(self, stop: int) -> Iterator[range]:
         """The unfinished offsets below `stop`, as ranges in order that don't touch."""

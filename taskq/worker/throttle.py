@@ -72,7 +72,7 @@ class Throttle:
         return queued > 0 and sum(work.handed_out_bytes for work in self._works.values()) > BYTES_MAX
 
     def _find_whether_stalled(self, work: Work) -> None:
-        is_stalled = (work.waiting > 0 and self._wait_enough(work)) or not work.fits(self._limits.concurrency)
+        is_stalled = (work.waiting > 0 and self._wait_enough(work)) or work.is_too_far_ahead(self._limits.concurrency)
         if is_stalled and not work.is_stalled:
             _log.warning(
                 "%s: group %s is too far ahead of its slowest invocations, from offset %d on; waiting for them",

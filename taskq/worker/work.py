@@ -14,7 +14,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from random import random
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -158,6 +158,11 @@ class Work:
         return self.handed_out_bytes * min(self.waiting, self.handed_out) // max(1, self.handed_out)
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is unfinished, all is committed, and it is not to be handed over."""
+        return self.is_committed and not self.handed_out and not self.is_stalled and self.handover_at is None
+
+    @property
     def is_committed(self) -> bool:
         return self.committed[0] == self.progress.low
 
@@ -199,14 +204,6 @@ class Work:
         """These are no business of this group."""
         self._done.extend(offsets)
 
-    def pass_gaps(self, records: Sequence[Record]) -> None:
-        """Offsets that are missing before and among `records`, the next that were fetched, are finished: retention or
-        compaction has removed what they had."""
-        due = self.end
-        for record in records:
-            self.progress.finish_range(due, record.offset)
-            due = record.offset + 1
-
     @property
     def runs(self) -> bool:
         """Whether anything of it is with a runner, or waits to be one's next."""
@@ -225,9 +222,13 @@ class Work:
         """It counts as finished before it runs. It is handed out until then all the same."""
         self.progress.finish([offset])
 
-    def fits(self, concurrency: int) -> bool:
-        """Whether progress can still be stored, whatever the `concurrency` invocations that may run finish next."""
-        return self.progress.fits(ENCODED_BYTES_MAX, concurrency, self.end)
+    def is_too_far_ahead(self, concurrency: int) -> bool:
+        """Whether progress could not be stored any more, depending on which `concurrency` invocations finish next.
+
+        Not while it reads again what was fetched by who had it before, and stopped there: what it then waits for is
+        still to be read, and makes progress shorter in the end.
+        """
+        return self.end >= self.progress.high and not self.progress.fits(ENCODED_BYTES_MAX, concurrency, self.end)
 
 
 def _take_all(shared: list[T]) -> list[T]:

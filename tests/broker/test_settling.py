@@ -12,6 +12,7 @@ import pytest
 from taskq.broker import consumer
 from taskq.broker.embedded import EmbeddedBroker
 from taskq.broker.log import offsets
+from taskq.broker.memory import MemoryBroker
 from taskq.broker.port import Consumer, TopicPartition
 
 TOPICS = tuple("abcdefghijk")
@@ -28,8 +29,8 @@ class Group:
         self.looking: list[Consumer] = []
         self.often = 0.0
 
-    def peek(self, *arguments: Any) -> Any:
-        seen = PEEK(*arguments)
+    def owner(self, *arguments: Any) -> str:
+        seen = OWNER(*arguments)
         others = [member for member in self.held if member not in self.looking]
         if others and self.draw.random() < self.often:
             self.turn(self.draw.choice(others))
@@ -60,7 +61,7 @@ class Group:
             member.close()
 
 
-PEEK = offsets.peek
+OWNER = offsets.owner
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -72,7 +73,7 @@ def test_every_partition_has_a_member_once_nothing_changes(
         closing(EmbeddedBroker(str(tmp_path), partitions_default=2)) as broker,
         closing(Group(broker, seed)) as group,
     ):
-        monkeypatch.setattr(offsets, "peek", group.peek)
+        monkeypatch.setattr(offsets, "owner", group.owner)
         for _ in range(8):
             group.often = 0.3
             group.change()
@@ -94,6 +95,32 @@ def test_a_member_that_saw_it_otherwise_than_it_is_looks_again(tmp_path: Path, m
         leaver.close()
         with monkeypatch.context() as lies:
             lies.setattr(consumer, "LOOK_S", 3 * consumer.TICK_S)
-            lies.setattr(offsets, "peek", lambda *_: (other.member_id, None))
+            lies.setattr(offsets, "owner", lambda *_: other.member_id)
             assert not heir.poll(2 * consumer.TICK_S).assigned
         assert list(heir.poll(5).assigned) == [left]
+
+
+def test_a_topic_that_is_made_anew_has_members_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer, "LOOK_S", 1000.0)
+    with closing(EmbeddedBroker(str(tmp_path), partitions_default=1)) as broker, ExitStack() as opened:
+        first = opened.enter_context(closing(broker.consumer("group", ["a"])))
+        assert first.poll(5).assigned
+        while (other := opened.enter_context(closing(broker.consumer("group", ["a"])))).member_id > first.member_id:
+            other.leave()
+        assert not other.poll(2 * consumer.TICK_S).assigned  # it is due to the first one, who has it
+        broker.admin().delete_topic("a")
+        broker.admin().create_topic("a", 1)
+        assert first.poll(5).lost
+        assert other.poll(5).assigned
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_what_was_kept_is_given_up_when_its_owner_leaves(tmp_path: Path, is_embedded: bool) -> None:
+    made = EmbeddedBroker(str(tmp_path), partitions_default=2) if is_embedded else MemoryBroker(partitions_default=2)
+    with closing(made) as broker, closing(broker.consumer("group", ["a"])) as member:
+        assert len(member.poll(5).assigned) == 2
+        with closing(broker.consumer("group", ["a"])):
+            (asked,) = member.poll(5).revoking
+            member.keep([asked])
+            member.leave()
+            assert len(member.poll(1).revoking) == 2

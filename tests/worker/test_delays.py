@@ -8,12 +8,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from taskq import TaskQ, current
-from taskq.broker.port import Broker, Message, Polled, Record, TopicPartition
-from taskq.errors import ConfigError, StorageFull
+from taskq.broker.embedded import EmbeddedBroker
+from taskq.broker.log.batch import encode_filler
+from taskq.broker.port import Broker, Committed, Message, Polled, Record, TopicPartition
+from taskq.errors import BrokerUnavailable, ConfigError, StorageFull
 from taskq.ladder import RUNGS_S, TOPICS, delayed, rung_s, topic_for
 from taskq.trip import DUE, TO, header
 from taskq.worker import delays
 from taskq.worker.delays import GROUP, Mover
+from taskq.worker.progress import Progress
 from tests.processes import wait_until
 from tests.working import wait_finished, working
 
@@ -43,8 +46,8 @@ class Ladder:
         self.mover = Mover(app.broker)
         self.fired: dict[bytes, int] = {}
 
-    def publish(self, value: bytes, delay_ms: int) -> None:
-        topic, message = delayed(Message(value), "target", self.now_ms + delay_ms, self.now_ms)
+    def publish(self, value: bytes, delay_ms: int, target: str = "target", key: bytes | None = None) -> None:
+        topic, message = delayed(Message(value, key), target, self.now_ms + delay_ms, self.now_ms)
         self.producer.send_many(topic, [message])
 
     def move(self) -> None:
@@ -232,8 +235,99 @@ def test_what_is_refused_everywhere_stays(ladder: Ladder) -> None:
     assert refused == [2]
     assert ladder.mover._timeout_s() == 1.0
     ladder.patch.setattr(ladder.mover._producer, "send_many", send_many)
+    ladder.now_ms += 1000
     ladder.move()
     assert [letter.value for letter in everything(ladder.broker, f"{GROUP}.dead")] == [b"1"]
+
+
+def test_a_topic_that_takes_nothing_holds_up_no_other(ladder: Ladder) -> None:
+    send_many, tried = ladder.mover._producer.send_many, [0]
+
+    def refuse(topic: str, messages: list[Message]) -> object:
+        if topic == "away":
+            tried[0] += 1
+            raise BrokerUnavailable("away")
+        return send_many(topic, messages)
+
+    ladder.patch.setattr(ladder.mover._producer, "send_many", refuse)
+    for number in range(20):
+        ladder.publish(b"%d" % number, 10)
+        ladder.publish(b"-%d" % number, 10, "away")
+        ladder.move()
+        ladder.now_ms += 100
+        ladder.move()
+    assert len(ladder.fired) == 20
+    assert 2 <= tried[0] <= 4, "in two seconds"
+    ladder.patch.setattr(ladder.mover._producer, "send_many", send_many)
+    ladder.now_ms += 1000
+    ladder.move()
+    assert len(everything(ladder.broker, "away")) == 20
+    ladder.die()
+    ladder.move()
+    assert len(everything(ladder.broker, "away")) == 20
+
+
+def test_what_waits_for_a_topic_is_bounded_in_memory(ladder: Ladder) -> None:
+    ladder.patch.setattr(delays, "HEAP_MAX", 50)
+
+    def refuse(*_: object) -> None:
+        raise StorageFull("full")
+
+    with ladder.patch.context() as patch:
+        patch.setattr(ladder.mover._producer, "send_many", refuse)
+        for number in range(200):
+            ladder.publish(b"%d" % number, 10)
+            if number % 60 == 59:
+                ladder.now_ms += 20
+                ladder.move()
+        assert sum(map(len, ladder.mover._owed.values())) == 60
+        assert ladder.mover._timeout_s() == 1.0
+    ladder.run_until(200)
+
+
+def test_a_record_from_a_clock_that_is_ahead_holds_up_none_behind_it(ladder: Ladder) -> None:
+    ladder.now_ms += 60_000
+    ladder.publish(b"ahead", 4_000, key=b"k")
+    ladder.now_ms -= 60_000
+    due_ms = {}
+    for number in range(40):
+        value = b"%d" % number
+        due_ms[value] = ladder.now_ms + 4_000
+        ladder.publish(value, 4_000, key=b"k")
+        ladder.move()
+        ladder.now_ms += 500
+    late_ms = [ladder.fired[value] - due for value, due in due_ms.items() if value in ladder.fired]
+    assert len(late_ms) >= 30
+    assert all(0 <= late <= 500 for late in late_ms), late_ms
+
+
+def test_progress_that_only_just_fitted_is_gone_on_with(ladder: Ladder) -> None:
+    """Its mover had more in its heap than another one may begin with."""
+    ladder.patch.setattr(delays, "ENCODED_BYTES_MAX", 20)
+    for number in range(400):
+        ladder.publish(b"%d" % number, 900, key=b"k")
+    ladder.move()
+    progress = Progress(0)
+    progress.finish([offset for offset in range(300) if offset % 10])
+    (rung,) = [rung for rung in ladder.mover._rungs.values() if rung.ahead or rung.end]
+    assert not ladder.mover._consumer.commit({rung.tp: Committed(progress.low, progress.encode())})
+    ladder.die()
+    ladder.run_until(130)
+    assert set(ladder.fired) == {b"%d" % offset for offset in range(400) if offset >= 300 or offset % 10 == 0}
+
+
+@pytest.mark.parametrize("app", ["embedded"], indirect=True)
+def test_offsets_without_a_record_are_passed(ladder: Ladder) -> None:
+    ladder.publish(b"1", 10, key=b"k")
+    ladder.move()
+    (rung,) = [rung for rung in ladder.mover._rungs.values() if rung.end]
+    assert isinstance(ladder.broker, EmbeddedBroker)
+    ladder.broker._directory.partition(rung.tp).append(encode_filler(3, 200), 3, ladder.now_ms)
+    ladder.publish(b"2", 10, key=b"k")
+    ladder.now_ms += 20
+    ladder.move()
+    assert set(ladder.fired) == {b"1", b"2"}
+    assert ladder.broker.admin().describe_group(GROUP).committed[rung.tp].offset == 5
 
 
 def test_rungs_are_chosen_so_that_nothing_waits_too_long() -> None:

@@ -46,9 +46,12 @@ assert _CRC.size + _BODY.size + COMMIT_METADATA_BYTES_MAX <= SLOT_BYTES
 
 def read(raw: bytes) -> tuple[str, Committed | None, int]:
     """Take a file's bytes apart: (owner or "", what is committed or None, sequence of that commit)."""
-    owner = raw[:OWNER_BYTES].rstrip(b"\0").decode(errors="replace")
     holding = max(_slots(raw), default=None)
-    return (owner, holding.committed, holding.sequence) if holding else (owner, None, 0)
+    return (_owner(raw), holding.committed, holding.sequence) if holding else (_owner(raw), None, 0)
+
+
+def _owner(raw: bytes) -> str:
+    return raw[:OWNER_BYTES].rstrip(b"\0").decode(errors="replace")
 
 
 class _Slot(NamedTuple):
@@ -236,12 +239,22 @@ def _forget_in(files: Files, fd: int, end: int) -> str:
 
 def peek(files: Files, root: str, group: str, topic: str, number: int) -> tuple[str, Committed | None]:
     """Owner and commit of a partition as anybody may see them. A dead holder is still named as the owner."""
+    owner, committed, _ = read(_read_some(files, names.lease(root, group, topic, number), FILE_BYTES))
+    return owner, committed
+
+
+def owner(files: Files, root: str, group: str, topic: str, number: int) -> str:
+    """The owner alone, in a third of the time."""
+    return _owner(_read_some(files, names.lease(root, group, topic, number), OWNER_BYTES))
+
+
+def _read_some(files: Files, path: str, count: int) -> bytes:
+    """The first `count` bytes, or as many as there are."""
     try:
-        fd = files.open(names.lease(root, group, topic, number), write=False)
+        fd = files.open(path, write=False)
     except FileNotFoundError:
-        return "", None
+        return b""
     try:
-        owner, committed, _ = read(files.pread(fd, FILE_BYTES, 0))
-        return owner, committed
+        return files.pread(fd, count, 0)
     finally:
         files.close(fd)
